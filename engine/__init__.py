@@ -1,0 +1,1 @@
+"""Pure computation without I/O: expressions and alert state machines."""
