@@ -1,1 +1,1 @@
-"""Every contract that two processes share: messages, documents, bus topology, database migrations."""
+"""Every contract that two processes share: messages, documents, topology, migrations."""

@@ -1,4 +1,4 @@
-"""The broker's topology as data: `vervet migrate` declares it, services check it, drivers read it."""
+"""The broker's topology as data: `vervet migrate` declares it, services check it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +22,7 @@ DEFAULT_PARTITIONS = 8
 """Upper bound of evaluators that share the work. Changing it moves hosts between partitions."""
 
 DELIVERY_LIMIT = 10
-"""Deliveries of one message before it counts as poison. Set always: 3.10 has no limit, 4.x has 20."""
+"""Deliveries of a message before it is poison. Set always: 3.10 has no limit, 4.x has 20."""
 
 MAX_QUEUE_BYTES = 4 * 1024**3
 """A full queue refuses publishes (reject-publish), so the agents' spools hold the rest."""
@@ -42,7 +42,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Queue:
-    """A durable quorum queue. With `single_active` one consumer at a time gets messages, in order."""
+    """A durable quorum queue. `single_active`: one consumer at a time gets messages, in order."""
 
     name: str
     single_active: bool = False
@@ -51,7 +51,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Binding:
-    """Routes `exchange` to a queue or to another exchange. For a hash exchange, `key` is a weight."""
+    """Routes `exchange` to a queue or an exchange. For a hash exchange, `key` is a weight."""
 
     exchange: str
     target: str
@@ -104,7 +104,7 @@ def topology(partitions: int = DEFAULT_PARTITIONS) -> Topology:
 
 
 def key_word(text: str) -> str:
-    """One word of a routing key: dots separate words and `*`, `#` are wildcards, so they become `_`."""
+    """One word of a routing key: what has a meaning there (`.`, `*`, `#`) becomes `_`."""
     return text.translate(str.maketrans(".*#", "___"))[:80] or "_"
 
 
