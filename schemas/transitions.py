@@ -28,7 +28,7 @@ class Transition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     id: str
-    """Hash of (rule, fingerprint, state, at): the same change has the same id whenever it is sent."""
+    """Hash of (rule, fingerprint, state, at): a change keeps its id whenever it is sent."""
     rule: str
     """`<group>/<alertname>`."""
     alertname: str
