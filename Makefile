@@ -29,4 +29,5 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/run.stamp
 lock: ## pin the requirements again, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml -o requirements/agent.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra all --group build pyproject.toml -o requirements/run.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra server --group build -c requirements/run.txt pyproject.toml -o requirements/server.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra all --group build --group test --group check -c requirements/run.txt pyproject.toml -o requirements/dev.txt
