@@ -38,7 +38,7 @@ class DocumentError(Invalid):
 
 def load_yaml(path: Path, model: type[M]) -> M:
     """The document at `path` as `model`. Raises DocumentError."""
-    return parse_yaml(_read(path), str(path), model)
+    return parse_yaml(read_document(path), str(path), model)
 
 
 def parse_yaml(text: str, name: str, model: type[M]) -> M:
@@ -59,7 +59,7 @@ def parse_yaml(text: str, name: str, model: type[M]) -> M:
 
 def load_toml(path: Path, model: type[M]) -> M:
     """The document at `path` as `model`. Raises DocumentError."""
-    text = _read(path)
+    text = read_document(path)
     return _validate(
         parse_toml(text, str(path)), str(path), model, lambda loc: toml_position(text, loc)
     )
@@ -77,7 +77,8 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
         raise DocumentError([f"{name}:{line}:{column}: {said}"]) from error
 
 
-def _read(path: Path) -> str:
+def read_document(path: Path) -> str:
+    """The text of a file within limits. Raises DocumentError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_DOCUMENT_BYTES + 1)

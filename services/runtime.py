@@ -31,29 +31,38 @@ READY = Gauge("vervet_ready", "1 while the process does its work, 0 while it wai
 
 
 class Health:
-    """What the process waits for, by name. Ready means: nothing."""
+    """What the process waits for, by name. Ready means: nothing, here and in every part."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {"start": "starting"}
+        self._parts: dict[str, Health] = {}
+
+    def part(self, name: str) -> "Health":
+        """The health of one service in a process of several."""
+        self._reasons.pop("start", None)
+        self._parts[name] = Health()
+        return self._parts[name]
 
     def waiting(self, name: str, why: str) -> bool:
         """Note that `name` is waited for. True when that is news, so that it is logged once."""
         news = self._reasons.get(name) != why
         self._reasons[name] = why
-        READY.set(0)
         return news
 
     def ready(self, name: str) -> None:
         """`name` is there again. The first call ends the start as well."""
         self._reasons.pop("start", None)
         self._reasons.pop(name, None)
-        READY.set(0 if self._reasons else 1)
 
     def reasons(self) -> dict[str, str]:
-        return dict(self._reasons)
+        """What is waited for and why, parts as "part: name"."""
+        found = dict(self._reasons)
+        for part, health in self._parts.items():
+            found |= {f"{part}: {name}": why for name, why in health.reasons().items()}
+        return found
 
     def is_ready(self) -> bool:
-        return not self._reasons
+        return not self.reasons()
 
 
 @dataclass

@@ -1,0 +1,108 @@
+"""All five services in one process, on the memory bus and an embedded PostgreSQL: `vervet up`.
+
+The same code as the separate processes. VERVET_BROKER_URL and VERVET_DATABASE_URL replace the
+embedded parts by real servers.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import Field
+
+import services.agent.service
+import services.api.service
+import services.evaluator.service
+import services.ingest.service
+import services.notifier.service
+from services.agent.settings import AgentSettings
+from services.api.settings import ApiSettings
+from services.bus import Bus
+from services.embedded import embedded_postgres, state_directory
+from services.evaluator.settings import EvaluatorSettings
+from services.ingest.settings import IngestSettings
+from services.migrate import prepare
+from services.notifier.settings import NotifierSettings
+from services.runtime import READY, Context, Health, stop_on_signals, until_stopped
+from services.settings import DatabaseSettings, Settings, load
+
+log = structlog.get_logger("vervet.up")
+
+
+class UpSettings(DatabaseSettings):
+    """What `vervet up` itself takes; the services in it read their own VERVET_ variables."""
+
+    home: Path | None = Field(
+        None,
+        description="directory of the database and the spool; the default is the platform's state "
+        "directory",
+    )
+
+
+PARTS: dict[str, tuple[type[Settings], Any]] = {
+    "ingest": (IngestSettings, services.ingest.service.serve),
+    "evaluator": (EvaluatorSettings, services.evaluator.service.serve),
+    "notifier": (NotifierSettings, services.notifier.service.serve),
+    "api": (ApiSettings, services.api.service.serve),
+    "agent": (AgentSettings, services.agent.service.serve),
+}
+"""In the order of the flow, from its end: who consumes starts before who publishes."""
+
+
+async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.environ) -> None:
+    """Run everything until a signal. Raises what ends a service; then all of them end."""
+    home = settings.home or state_directory(environ, os.geteuid())
+    health = Health()
+    stopping = asyncio.Event()
+    stop_on_signals(stopping)
+    READY.set_function(lambda: float(health.is_ready()))
+    async with AsyncExitStack() as stack:
+        if settings.database_url is None:
+            database_url = await stack.enter_async_context(
+                embedded_postgres(home / "postgres", port=None)
+            )
+        else:
+            database_url = settings.database
+        bus = await stack.enter_async_context(_bus(settings))
+        await prepare(database_url, bus)
+        flags = {
+            "database_url": database_url,
+            "listen": settings.listen,
+            "spool_directory": str(home / "spool"),
+        }
+        async with asyncio.TaskGroup() as group:
+            for name, (model, serve) in PARTS.items():
+                known = {key: flags[key] for key in flags if key in model.model_fields}
+                own = load(model, environ=environ, flags=known)
+                context = Context(bus, health.part(name), stopping)
+                group.create_task(_serve(name, context, serve(own, context)), name=name)
+            print(f"\n  Vervet: http://{settings.listen}\n", flush=True)  # noqa: T201
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def _bus(settings: UpSettings) -> AsyncIterator[Bus]:
+    if settings.broker_url is None:
+        from services.bus_memory import memory_bus
+
+        async with memory_bus() as bus:
+            yield bus
+    else:
+        from services.bus_rabbit import rabbit_bus
+
+        async with rabbit_bus(settings.broker_url.get_secret_value(), name="vervet up") as bus:
+            yield bus
+
+
+async def _serve(name: str, context: Context, work: Any) -> None:
+    """One service; when it ends by itself, everything ends, so that nothing is half alive."""
+    try:
+        await until_stopped(context, work)
+    finally:
+        if not context.stopping.is_set():
+            log.error("a service ended", service=name)
+        context.stopping.set()

@@ -1,0 +1,220 @@
+"""The command `vervet`: a subcommand per process, and what operators need around them.
+
+Imports are made when a subcommand needs them, so that an agent loads no server's libraries.
+"""
+
+import argparse
+import asyncio
+import importlib
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+from schemas.errors import Invalid
+from services.bus import Bus
+from services.runtime import READY, Context, serve_health, stop_on_signals, until_stopped
+from services.settings import DatabaseSettings, ServiceSettings, add_flags, load, required
+from services.telemetry import configure_logging, mask_secrets
+
+EXIT_INPUT = 2
+"""Exit status when what the user gave cannot be used."""
+
+EXIT_UNAVAILABLE = 69
+"""Exit status when a server that the command needs does not answer (sysexits EX_UNAVAILABLE)."""
+
+SERVICES = {
+    "agent": "read this host and publish samples",
+    "ingest": "store samples in the database",
+    "evaluator": "evaluate alert rules on arriving samples",
+    "notifier": "deliver notifications",
+    "api": "answer queries and serve the page",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 0, 2 (bad input), 69 (server away) or 130 (second Ctrl-C)."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = vars(_parser(given[0] if given else None).parse_args(given))
+    command, config = options.pop("command"), options.pop("config", None)
+    try:
+        sys.exit(_COMMANDS[command](command, config, options))
+    except Invalid as error:
+        print(mask_secrets(str(error)), file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vervet", description="Metrics monitoring and alerting over RabbitMQ and PostgreSQL."
+    )
+    parser.add_argument("--version", action="version", version=f"vervet {version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="run everything in one process, with its own database")
+    for name, text in SERVICES.items():
+        service = commands.add_parser(name, help=text)
+        if name == "agent":
+            service.add_argument("--config", type=Path, help="TOML file [VERVET_CONFIG]")
+        if wanted == name:
+            add_flags(service, _settings_model(name))
+    if wanted == "up":
+        add_flags(up, _settings_model("up"))
+    migrate = commands.add_parser("migrate", help="declare the topology, migrate the database")
+    add_flags(migrate, DatabaseSettings)
+    health = commands.add_parser("health", help="exit 0 when a process says that it is ready")
+    health.add_argument("address", nargs="?", default="127.0.0.1:8420", help="host:port")
+    check = commands.add_parser("check", help="check rule, routing and agent files")
+    check.add_argument("kind", choices=("rules", "routing", "agent"))
+    check.add_argument("files", nargs="+", type=Path)
+    return parser
+
+
+def version() -> str:
+    """The installed version."""
+    return metadata.version("vervet")
+
+
+def _settings_model(name: str) -> type[ServiceSettings]:
+    module = "services.allinone" if name == "up" else f"services.{name}.settings"
+    model: type[ServiceSettings] = getattr(
+        importlib.import_module(module), f"{name.title()}Settings"
+    )
+    return model
+
+
+DEFAULT_CONFIG = Path("/etc/vervet/agent.toml")
+
+
+def _config_file(given: Path | None) -> Path | None:
+    if given is not None:
+        return given
+    if "VERVET_CONFIG" in os.environ:
+        return Path(os.environ["VERVET_CONFIG"])
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+
+
+def _run_service(name: str, config: Path | None, flags: dict[str, str]) -> int:
+    file = _config_file(config) if name == "agent" else None
+    settings = load(_settings_model(name), environ=os.environ, flags=flags, file=file)
+    configure_logging(settings.log_level, settings.log_format)
+    serve = importlib.import_module(f"services.{name}.service").serve
+    run_loop(_serve(name, settings, serve))
+    return 0
+
+
+def run_loop(work: Any) -> None:
+    """asyncio.run, on uvloop where it is installed (the agent's base install has none)."""
+    try:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ModuleNotFoundError:
+        factory = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(work)
+
+
+async def _serve(name: str, settings: ServiceSettings, serve: Any) -> None:
+    async with open_bus(settings, name) as bus:
+        context = Context(bus)
+        stop_on_signals(context.stopping)
+        READY.set_function(lambda: float(context.health.is_ready()))
+        own_server = name == "api"
+        with nullcontext() if own_server else serve_health(settings.listen, context.health):
+            await until_stopped(context, serve(settings, context))
+
+
+@asynccontextmanager
+async def open_bus(settings: ServiceSettings, name: str) -> AsyncIterator[Bus]:
+    """The bus that the settings name."""
+    from services.bus_rabbit import rabbit_bus
+
+    opened: AbstractAsyncContextManager[Bus] = rabbit_bus(
+        required(settings.broker_url, "broker_url"), name=f"vervet {name}"
+    )
+    async with opened as bus:
+        yield bus
+
+
+def _run_up(_: str, __: Path | None, flags: dict[str, str]) -> int:
+    from services.allinone import UpSettings, serve_all
+
+    settings = load(UpSettings, environ=os.environ, flags=flags)
+    configure_logging(settings.log_level, settings.log_format)
+    run_loop(serve_all(settings))
+    return 0
+
+
+def _run_migrate(_: str, __: Path | None, flags: dict[str, str]) -> int:
+    from services.migrate import Unprepared, prepare
+
+    settings = load(DatabaseSettings, environ=os.environ, flags=flags)
+    configure_logging(settings.log_level, settings.log_format)
+
+    async def work() -> None:
+        async with open_bus(settings, "migrate") as bus:
+            await prepare(settings.database, bus)
+
+    try:
+        asyncio.run(work())
+    except Unprepared as error:
+        print(f"vervet migrate: {mask_secrets(str(error))}", file=sys.stderr)
+        return EXIT_UNAVAILABLE if error.temporary else EXIT_INPUT
+    return 0
+
+
+def _run_health(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    address = options["address"]
+    try:
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as answer:
+            print(answer.read().decode().strip())
+            return 0
+    except urllib.error.HTTPError as error:
+        print(error.read().decode().strip(), file=sys.stderr)
+    except (OSError, urllib.error.URLError) as error:
+        print(f"{address}: {error}", file=sys.stderr)
+    return EXIT_UNAVAILABLE
+
+
+def _run_check(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.documents import DocumentError
+
+    check = _checker(options["kind"])
+    failed = False
+    for file in options["files"]:
+        try:
+            check(file)
+            print(f"{file}: fine")
+        except DocumentError as error:
+            print(error, file=sys.stderr)
+            failed = True
+    return EXIT_INPUT if failed else 0
+
+
+def _checker(kind: str) -> Callable[[Path], Any]:
+    if kind == "agent":
+        return lambda file: load(_settings_model("agent"), environ={}, file=file)
+    module, function = {
+        "rules": ("services.evaluator.rules", "load_rules"),
+        "routing": ("services.notifier.routing", "load_routing"),
+    }[kind]
+    return cast(Callable[[Path], Any], getattr(importlib.import_module(module), function))
+
+
+_COMMANDS: dict[str, Callable[[str, Path | None, dict[str, Any]], int]] = {
+    "up": _run_up,
+    "migrate": _run_migrate,
+    "health": _run_health,
+    "check": _run_check,
+    **dict.fromkeys(SERVICES, _run_service),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Make database and broker hold what this version needs: the first step of every set-up."""
+
+import asyncio
+
+import structlog
+
+from schemas.topology import topology
+from services.bus import Bus, BusError, Unavailable
+from services.database import SchemaMissing, Verdict, describe, migrate, verdict
+from services.runtime import backoff_s
+
+log = structlog.get_logger("vervet.migrate")
+
+WAIT_S = 120.0
+"""How long servers that are just starting are waited for."""
+
+
+class Unprepared(Exception):
+    """It cannot be done; `temporary` when only because a server does not answer."""
+
+    def __init__(self, reason: str, *, temporary: bool) -> None:
+        super().__init__(reason)
+        self.temporary = temporary
+
+
+async def prepare(database_url: str, bus: Bus, *, wait_s: float = WAIT_S) -> None:
+    """Apply missing migrations and declare the topology; again is a no-op. Raises Unprepared."""
+    deadline = asyncio.get_running_loop().time() + wait_s
+    attempt = 0
+    while True:
+        try:
+            applied = await migrate(database_url)
+            await bus.declare(topology())
+            break
+        except Exception as error:
+            reason = describe(error)
+            if not _temporary(error):
+                raise Unprepared(reason, temporary=False) from error
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unprepared(reason, temporary=True) from error
+            log.info("waiting", reason=reason)
+        await asyncio.sleep(backoff_s(attempt, most_s=5))
+        attempt += 1
+    log.info("database and broker are ready", applied=applied)
+
+
+def _temporary(error: Exception) -> bool:
+    if isinstance(error, BusError):
+        return isinstance(error, Unavailable)
+    return not isinstance(error, SchemaMissing) and verdict(error) is Verdict.RETRY
