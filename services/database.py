@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -27,8 +27,12 @@ COMMAND_TIMEOUT_S = 60.0
 MIGRATION_LOCK = 0x5645_5256_4554
 """Advisory lock key that serialises migrations: the bytes of VERVET."""
 
-Pool = asyncpg.Pool[asyncpg.Record]
-Connection = asyncpg.Connection[asyncpg.Record]
+if TYPE_CHECKING:  # the stubs' classes are generic, the library's own are not
+    Pool = asyncpg.Pool[asyncpg.Record]
+    Connection = asyncpg.Connection[asyncpg.Record]
+else:
+    Pool = asyncpg.Pool
+    Connection = asyncpg.Connection
 
 
 class SchemaMissing(Exception):
