@@ -29,7 +29,9 @@ MIGRATION_LOCK = 0x5645_5256_4554
 
 if TYPE_CHECKING:  # the stubs' classes are generic, the library's own are not
     Pool = asyncpg.Pool[asyncpg.Record]
-    Connection = asyncpg.Connection[asyncpg.Record]
+    Connection = (
+        asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    )
 else:
     Pool = asyncpg.Pool
     Connection = asyncpg.Connection

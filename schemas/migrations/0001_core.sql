@@ -52,7 +52,11 @@ begin
     end if;
 end $$;
 
+-- Values are kept uncompressed: recent frames are read often, history is compressed when sealed.
+alter table frames alter column values set storage external;
+
 -- Makes the daily partition that holds an instant; a no-op on a hypertable, which makes its own.
+-- Attaching a finished table locks out neither readers nor writers.
 create function ensure_partition(day date) returns void language plpgsql as $$
 declare
     name text := 'frames_' || to_char(day, 'YYYYMMDD');
@@ -62,10 +66,29 @@ begin
         return;
     end if;
     perform pg_advisory_xact_lock(hashtext('vervet.partitions'));
-    execute format(
-        'create table if not exists %I partition of frames for values from (%L) to (%L)',
-        name, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
+    if to_regclass(name) is null then
+        execute format('create table %I (like frames including all)', name);
+        execute format('alter table frames attach partition %I for values from (%L) to (%L)',
+                       name, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
+    end if;
 end $$;
+
+-- True where `stored` has an absent cell for which `arrived` has a value.
+create function lacks_any(stored float8[], arrived float8[]) returns boolean
+language sql immutable as $$
+    select exists (
+        select from unnest(stored, arrived) as cell (stored, arrived)
+        where float8send(cell.stored) = '\x7ff8564552564554'
+          and float8send(cell.arrived) <> '\x7ff8564552564554')
+$$;
+
+-- `stored` with its absent cells filled from `arrived`; bits are kept.
+create function merge_absent(stored float8[], arrived float8[]) returns float8[]
+language sql immutable as $$
+    select array_agg(case when float8send(cell.stored) = '\x7ff8564552564554'
+                          then cell.arrived else cell.stored end order by position)
+    from unnest(stored, arrived) with ordinality as cell (stored, arrived, position)
+$$;
 
 -- A cell without a sample holds a NaN of fixed bits (schemas/values.py); so does a series' end.
 create view samples as

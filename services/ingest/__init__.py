@@ -1,0 +1,1 @@
+"""Ingest: stores samples. Consume, register layouts, batch, one transaction, then ack."""

@@ -1,0 +1,270 @@
+"""A batch: decoded messages on their way into one transaction. Pure, without I/O.
+
+A message is checked here, whole, before anything of it is stored, so that what cannot be stored is
+known one message at a time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import Invalid
+from schemas.layouts import Series, decode_layout, layout_hash
+from schemas.samples import Frame, SampleMessage
+from schemas.values import ABSENT_BITS
+from services.bus import Delivery
+
+MAX_CACHED_LAYOUTS = 100_000
+"""Layouts that a worker remembers by their bytes; a host has about ten."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(slots=True)
+class Layout:
+    """A layout as this worker knows it; `id` is None until the database has given one."""
+
+    source: Mapping[str, str]
+    series: tuple[Series, ...]
+    hash: bytes
+    id: int | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.series)
+
+
+class Layouts:
+    """Layouts by source and wire bytes, so that each is decoded once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[frozenset[tuple[str, str]], bytes], Layout] = {}
+
+    def get(self, source: Mapping[str, str], data: bytes) -> Layout:
+        """The layout of these bytes. Raises Invalid when they are none."""
+        key = (frozenset(source.items()), data)
+        known = self._known.get(key)
+        if known is None:
+            series = decode_layout(data)
+            known = Layout(source, series, layout_hash(source, series))
+            if len(self._known) >= MAX_CACHED_LAYOUTS:
+                del self._known[next(iter(self._known))]
+            self._known[key] = known
+        return known
+
+
+class Rows(NamedTuple):
+    """One frame, checked: `at` int64 µs (rows,), `values` (rows, width) float64 bytes."""
+
+    layout: Layout
+    at: NDArray[np.int64]
+    values: bytes
+
+
+@dataclass(slots=True)
+class Received:
+    """One message, checked and ready to be stored."""
+
+    delivery: Delivery
+    source: Mapping[str, str]
+    epoch: str
+    seq: int
+    frames: list[Rows]
+    samples: int
+    last_at_us: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which instants are believed, as spans around the receiver's clock."""
+
+    max_age: timedelta
+    max_ahead: timedelta
+
+    def bounds_us(self, now_us: int) -> tuple[int, int]:
+        return now_us - self.max_age // _MICROSECOND, now_us + self.max_ahead // _MICROSECOND
+
+
+def receive(
+    delivery: Delivery, message: SampleMessage, layouts: Layouts, bounds_us: tuple[int, int]
+) -> Received:
+    """Check a decoded message against its layouts. Raises Invalid with the reason."""
+    frames, samples, last_at_us = [], 0, bounds_us[0]
+    for frame in message.frames:
+        rows = _rows(frame, layouts.get(message.source, frame.layout))
+        first, last = int(rows.at.min()), int(rows.at.max())
+        if first < bounds_us[0] or last > bounds_us[1]:
+            wrong = first if first < bounds_us[0] else last
+            raise Invalid(f"frame {frame.collector}: at: {_shown(wrong)} is too far from now")
+        cells = np.frombuffer(rows.values, "<u8")
+        samples += cells.size - int(np.count_nonzero(cells == ABSENT_BITS))
+        last_at_us = max(last_at_us, last)
+        frames.append(rows)
+    return Received(
+        delivery, message.source, message.epoch, message.seq, frames, samples, last_at_us
+    )
+
+
+def _rows(frame: Frame, layout: Layout) -> Rows:
+    at = np.frombuffer(frame.at, "<i8")
+    if len(frame.values) != 8 * at.size * layout.width:
+        raise Invalid(
+            f"frame {frame.collector}: values: {len(frame.values)} bytes; expected "
+            f"{at.size} rows of {layout.width} float64"
+        )
+    if at.size > 1 and np.unique(at).size != at.size:
+        raise Invalid(f"frame {frame.collector}: at: an instant stands twice")
+    return Rows(layout, at, frame.values)
+
+
+def _shown(at_us: int) -> str:
+    try:
+        return (EPOCH + timedelta(microseconds=at_us)).isoformat()
+    except OverflowError:
+        return f"{at_us} µs"
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a batch adds to one agent's row: messages that are new and ones that came again."""
+
+    source: Mapping[str, str]
+    first_seq: int
+    last_seq: int
+    last_at_us: int
+    messages: int = 0
+    samples: int = 0
+    duplicates: int = 0
+
+
+Key = tuple[str, str, str]
+RowKey = tuple[int, int]
+
+
+def progress(batch: Sequence[Received], known: set[RowKey]) -> dict[Key, Progress]:
+    """Per (job, instance, epoch), sorted. `known` holds (layout id, at µs) that were stored before.
+
+    A message counts as a duplicate when all its rows were known, or came twice in this batch.
+    """
+    agents: dict[Key, Progress] = {}
+    seen: set[tuple[str, str, int]] = set()
+    for one in batch:
+        key = (one.source["job"], one.source["instance"], one.epoch)
+        agent = agents.get(key)
+        if agent is None:
+            agent = agents[key] = Progress(one.source, one.seq, one.seq, one.last_at_us)
+        agent.first_seq = min(agent.first_seq, one.seq)
+        agent.last_seq = max(agent.last_seq, one.seq)
+        agent.last_at_us = max(agent.last_at_us, one.last_at_us)
+        identity = (one.source["instance"], one.epoch, one.seq)
+        if identity in seen or (known and _all_known(one, known)):
+            agent.duplicates += 1
+        else:
+            agent.messages += 1
+            agent.samples += one.samples
+        seen.add(identity)
+    return dict(sorted(agents.items()))
+
+
+def _all_known(one: Received, known: set[RowKey]) -> bool:
+    return all((rows.layout.id, int(at)) in known for rows in one.frames for at in rows.at.tolist())
+
+
+POSTGRES_EPOCH_US = 946_684_800_000_000
+"""2000-01-01 in microseconds since 1970: PostgreSQL counts timestamps from there."""
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
+_FLOAT8_OID = 701
+
+
+def _row_type(width: int) -> np.dtype[np.void]:
+    """A row of binary COPY (PostgreSQL: COPY, array_send): int4, timestamptz, float8[width]."""
+    cell = np.dtype([("length", ">i4"), ("value", ">f8")])
+    return np.dtype(
+        [
+            ("fields", ">i2"),
+            ("layout_length", ">i4"),
+            ("layout", ">i4"),
+            ("at_length", ">i4"),
+            ("at", ">i8"),
+            ("array_length", ">i4"),
+            ("dimensions", ">i4"),
+            ("has_null", ">i4"),
+            ("oid", ">i4"),
+            ("size", ">i4"),
+            ("lower", ">i4"),
+            ("cells", cell, (width,)),
+        ]
+    )
+
+
+def _encode_rows(layouts: NDArray[np.int32], at: NDArray[np.int64], values: bytes) -> bytes:
+    """Rows of one width. values: (rows, width) float64 little-endian."""
+    width = len(values) // 8 // at.size
+    rows = np.empty(at.size, _row_type(width))
+    rows["fields"], rows["layout_length"], rows["at_length"] = 3, 4, 8
+    rows["layout"], rows["at"] = layouts, at - POSTGRES_EPOCH_US
+    rows["array_length"], rows["dimensions"], rows["has_null"] = 20 + 12 * width, 1, 0
+    rows["oid"], rows["size"], rows["lower"] = _FLOAT8_OID, width, 1
+    rows["cells"]["length"] = 8
+    # Bits, not numbers, are copied: a conversion of float64 could change a NaN's payload.
+    rows["cells"]["value"].view(">u8")[...] = np.frombuffer(values, "<u8").reshape(at.size, width)
+    return rows.tobytes()
+
+
+@dataclass(slots=True)
+class _Columns:
+    layouts: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    at: list[NDArray[np.int64]] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+
+
+def encode_copy(frames: Sequence[Rows]) -> bytes:
+    """Binary COPY of (layout_id, at, values) rows; no Python object per sample is made."""
+    by_width: dict[int, _Columns] = {}
+    for rows in frames:
+        assert rows.layout.id is not None, "layouts are registered before they are written"
+        columns = by_width.setdefault(rows.layout.width, _Columns())
+        columns.layouts.append(rows.layout.id)
+        columns.counts.append(rows.at.size)
+        columns.at.append(rows.at)
+        columns.values.append(rows.values)
+    parts = [COPY_HEADER]
+    for columns in by_width.values():
+        layouts = np.repeat(np.array(columns.layouts, np.int32), columns.counts)
+        parts.append(_encode_rows(layouts, np.concatenate(columns.at), b"".join(columns.values)))
+    parts.append(COPY_TRAILER)
+    return b"".join(parts)
+
+
+def passes(batch: Sequence[Received]) -> list[list[Rows]]:
+    """The batch's frames in groups that hold no (layout, at) twice: one statement can merge into
+    a row only once. Nearly always one group."""
+    groups: list[list[Rows]] = []
+    taken: list[set[RowKey]] = []
+    for one in batch:
+        for rows in one.frames:
+            keys = {(rows.layout.id or 0, at) for at in rows.at.tolist()}
+            place = next((i for i, seen in enumerate(taken) if seen.isdisjoint(keys)), len(groups))
+            if place == len(groups):
+                groups.append([])
+                taken.append(set())
+            groups[place].append(rows)
+            taken[place] |= keys
+    return groups
+
+
+def days(batch: Sequence[Received]) -> set[int]:
+    """Days since 1970 (UTC) that the batch has rows in."""
+    found: set[int] = set()
+    for one in batch:
+        for rows in one.frames:
+            found.update((rows.at // 86_400_000_000).tolist())
+    return found

@@ -1,0 +1,213 @@
+"""The ingest worker: any number of them share one queue.
+
+    ingest queue -> collect -> batches -> write: one transaction, then ack
+
+While one batch is being written the next is collected. What breaks the contract goes to the dead
+queue with its reason, one message at a time; what the database refuses is found by halving.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from schemas.errors import Invalid
+from schemas.events import decode_status
+from schemas.samples import decode
+from schemas.topology import FLEET_QUEUE, INGEST_QUEUE, Queue, Topology
+from services.bus import BusError, Consumer, Delivery
+from services.clock import now_us
+from services.database import Verdict, address, describe, ready_pool, verdict
+from services.ingest.batch import Layouts, Received, Window, receive
+from services.ingest.settings import IngestSettings
+from services.ingest.store import Store
+from services.runtime import Context, backoff_s, wait_for_topology
+
+log = structlog.get_logger("vervet.ingest")
+
+MESSAGES = Counter("vervet_ingest_messages_total", "Messages stored, repeated ones included")
+SAMPLES = Counter("vervet_ingest_samples_total", "Samples stored, repeated ones included")
+DUPLICATES = Counter("vervet_ingest_duplicates_total", "Messages that had been stored before")
+REJECTED = Counter("vervet_ingest_rejected_total", "Messages moved to the dead queue")
+RETRIES = Counter("vervet_ingest_retries_total", "Batches written again after an error")
+WRITE_SECONDS = Histogram("vervet_ingest_write_seconds", "Time of one batch's transaction")
+
+NEEDS = Topology(queues=(Queue(INGEST_QUEUE), Queue(FLEET_QUEUE)))
+
+
+async def serve(settings: IngestSettings, context: Context) -> None:
+    """Store samples and agents' status until told to stop; whole batches are written first."""
+    await wait_for_topology(context, NEEDS)
+    async with (
+        ready_pool(settings.database, context, size=settings.database_pool_size) as pool,
+        context.bus.consume(INGEST_QUEUE, prefetch=settings.prefetch) as samples,
+        context.bus.consume(FLEET_QUEUE, prefetch=100) as fleet,
+        asyncio.TaskGroup() as group,
+    ):
+        store = Store(pool)
+        batches: asyncio.Queue[list[Received]] = asyncio.Queue(1)
+        writer = Writer(store, samples, settings.database, context)
+        window = Window(settings.max_age, settings.max_ahead)
+        collect = group.create_task(
+            Collector(samples, batches, window, settings).run(), name="ingest collect"
+        )
+        write = group.create_task(writer.run(batches), name="ingest write")
+        status = group.create_task(keep_status(fleet, store), name="ingest status")
+        await context.stopping.wait()
+        collect.cancel()
+        status.cancel()
+        await batches.join()
+        write.cancel()
+
+
+class Collector:
+    """Gathers checked messages into batches by samples or age."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        batches: asyncio.Queue[list[Received]],
+        window: Window,
+        settings: IngestSettings,
+    ) -> None:
+        self._consumer = consumer
+        self._batches = batches
+        self._window = window
+        self._settings = settings
+        self._layouts = Layouts()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        age_s = self._settings.batch_age / timedelta(seconds=1)
+        while True:
+            batch: list[Received] = []
+            samples = 0
+            deadline = None
+            try:
+                async with asyncio.timeout(None) as limit:
+                    while samples < self._settings.batch_samples:
+                        one = await self._accept(await self._consumer.receive())
+                        if one is None:
+                            continue
+                        batch.append(one)
+                        samples += one.samples
+                        if deadline is None:
+                            deadline = loop.time() + age_s
+                            limit.reschedule(deadline)
+                        if len(batch) * 2 >= self._settings.prefetch:
+                            break
+            except TimeoutError:
+                pass
+            if batch:
+                await self._batches.put(batch)
+
+    async def _accept(self, delivery: Delivery) -> Received | None:
+        """The message, checked; None when it went to the dead queue."""
+        bounds = self._window.bounds_us(now_us())
+        try:
+            message = decode(delivery.message.body, delivery.message.content_type)
+            return receive(delivery, message, self._layouts, bounds)
+        except Invalid as error:
+            await reject(self._consumer, delivery, str(error))
+            return None
+
+
+class Writer:
+    """Writes batches in order, and acks what is committed."""
+
+    def __init__(
+        self, store: Store, consumer: Consumer, database_url: str, context: Context
+    ) -> None:
+        self._store = store
+        self._consumer = consumer
+        self._address = address(database_url)
+        self._health = context.health
+
+    async def run(self, batches: asyncio.Queue[list[Received]]) -> None:
+        while True:
+            batch = await batches.get()
+            await self._write(batch)
+            batches.task_done()
+
+    async def _write(self, batch: Sequence[Received]) -> None:
+        """Store and settle a batch; halves it to find what the database can never take."""
+        try:
+            await self._store_until_known(batch)
+        except PoisonError as error:
+            if len(batch) == 1:
+                await reject(self._consumer, batch[0].delivery, str(error))
+                return
+            middle = len(batch) // 2
+            await self._write(batch[:middle])
+            await self._write(batch[middle:])
+            return
+        try:
+            await self._consumer.ack([one.delivery for one in batch])
+        except BusError as error:
+            log.warning("stored, but not acked: it will come again", reason=str(error))
+
+    async def _store_until_known(self, batch: Sequence[Received]) -> None:
+        """Returns once it is committed, however long the database is away. Raises PoisonError."""
+        attempt = 0
+        while True:
+            try:
+                with WRITE_SECONDS.time():
+                    duplicates = await self._store.write(batch)
+                break
+            except Exception as error:
+                meaning = verdict(error)
+                if meaning is Verdict.POISON:
+                    raise PoisonError(describe(error)) from error
+                if meaning is Verdict.FATAL:
+                    raise
+                RETRIES.inc()
+                reason = f"{self._address}: {describe(error)}"
+                if self._health.waiting("database", reason):
+                    log.warning("writing again", reason=reason)
+            await asyncio.sleep(backoff_s(attempt))
+            attempt += 1
+        self._health.ready("database")
+        MESSAGES.inc(len(batch))
+        SAMPLES.inc(sum(one.samples for one in batch))
+        DUPLICATES.inc(duplicates)
+
+
+class PoisonError(Exception):
+    """The database will never take this data."""
+
+
+async def reject(consumer: Consumer, delivery: Delivery, reason: str) -> None:
+    """Move a message to the dead queue. When that fails it stays unsettled and comes again."""
+    REJECTED.inc()
+    log.warning("rejected", message_id=delivery.message.message_id, reason=reason)
+    try:
+        await consumer.reject(delivery, reason)
+    except BusError as error:
+        log.warning("not rejected: it will come again", reason=str(error))
+
+
+async def keep_status(consumer: Consumer, store: Store) -> None:
+    """Keep what agents say of themselves; the rare event is written one at a time."""
+    attempt = 0
+    while True:
+        delivery = await consumer.receive()
+        try:
+            status = decode_status(delivery.message.body)
+        except Invalid as error:
+            await reject(consumer, delivery, str(error))
+            continue
+        while True:
+            try:
+                await store.save_status(status)
+                break
+            except Exception as error:
+                if verdict(error) is not Verdict.RETRY:
+                    raise
+                await asyncio.sleep(backoff_s(attempt := attempt + 1))
+        attempt = 0
+        try:
+            await consumer.ack([delivery])
+        except BusError as error:
+            log.warning("status stored, but not acked", reason=str(error))

@@ -1,0 +1,40 @@
+"""Settings of an ingest worker."""
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from schemas.durations import Duration
+from services.settings import DatabaseSettings
+
+
+class IngestSettings(DatabaseSettings):
+    """`vervet ingest`."""
+
+    listen: str = Field(
+        "127.0.0.1:8422",
+        pattern=r"^\S*:\d{1,5}$",
+        description="host:port of /metrics, /-/healthy and /-/ready",
+    )
+    batch_samples: int = Field(
+        200_000,
+        ge=1,
+        description="samples in one transaction at most; above this a larger batch saves nothing",
+    )
+    batch_age: Duration = Field(
+        timedelta(milliseconds=250),
+        description="how long the first message of a batch waits for more",
+    )
+    prefetch: int = Field(
+        1000,
+        ge=1,
+        le=65_535,
+        description="messages taken from the broker before the oldest is settled; bounds memory",
+    )
+    max_ahead: Duration = Field(
+        timedelta(days=1),
+        description="samples further in the future than this are refused: a wrong clock",
+    )
+    max_age: Duration = Field(
+        timedelta(days=366), description="samples older than this are refused: a wrong clock"
+    )

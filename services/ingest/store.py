@@ -1,0 +1,207 @@
+"""What ingest writes: layouts and series, frames, and each agent's progress."""
+
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from io import BytesIO
+
+from schemas.events import AgentStatus
+from schemas.layouts import series_hash
+from services.database import Connection, Pool
+from services.failpoints import failpoint
+from services.ingest.batch import (
+    EPOCH,
+    Key,
+    Layout,
+    Progress,
+    Received,
+    RowKey,
+    days,
+    encode_copy,
+    passes,
+    progress,
+)
+
+STAGING = """
+create temporary table if not exists staging
+    (layout_id integer not null, at timestamptz not null, values float8[] not null)
+    on commit delete rows
+"""
+
+# A frame that is there already only gains the values that it lacked.
+MERGE = """
+insert into frames as stored (layout_id, at, values)
+select layout_id, at, values from staging order by layout_id, at
+on conflict (layout_id, at) do update
+    set values = merge_absent(stored.values, excluded.values)
+    where lacks_any(stored.values, excluded.values)
+"""
+
+# Rows of this batch that stand as an earlier transaction wrote them.
+ALREADY_STORED = """
+select layout_id, (extract(epoch from at) * 1000000)::bigint as at_us
+from staging join frames using (layout_id, at)
+where frames.xmin <> pg_current_xact_id()::xid
+"""
+
+REGISTER_SERIES = """
+insert into series (hash, metric, labels, type, unit)
+select * from unnest($1::bytea[], $2::text[], $3::jsonb[], $4::text[], $5::text[]) as s (hash)
+order by hash
+on conflict (hash) do nothing
+"""
+
+REGISTER_LAYOUT_SERIES = """
+insert into layout_series (layout_id, position, series_id)
+select $1, h.position, series.id
+from unnest($2::bytea[]) with ordinality as h (hash, position) join series using (hash)
+on conflict do nothing
+"""
+
+SAVE_PROGRESS = """
+insert into agents as known (job, instance, epoch, source, first_seq, last_seq, messages, samples,
+                             duplicates, last_at, received_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
+on conflict (job, instance, epoch) do update set
+    source = excluded.source,
+    first_seq = least(known.first_seq, excluded.first_seq),
+    last_seq = greatest(known.last_seq, excluded.last_seq),
+    messages = known.messages + excluded.messages,
+    samples = known.samples + excluded.samples,
+    duplicates = known.duplicates + excluded.duplicates,
+    last_at = greatest(known.last_at, excluded.last_at),
+    received_at = excluded.received_at
+"""
+
+SAVE_STATUS = """
+insert into agent_status as known (job, instance, epoch, state, at, version, interval_s, source)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict (job, instance) do update set
+    epoch = excluded.epoch, state = excluded.state, at = excluded.at, version = excluded.version,
+    interval_s = excluded.interval_s, source = excluded.source
+where known.at <= excluded.at
+"""
+
+
+class Store:
+    """Writes batches. Everything here may be done again after an unknown outcome."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._days: set[int] = set()
+
+    async def write(self, batch: Sequence[Received]) -> int:
+        """Store a batch in one transaction; the number of messages that had been stored before.
+
+        Raises what the driver raises: `services.database.verdict` says what it means.
+        """
+        async with self._pool.acquire() as connection:
+            await self._register(connection, batch)
+            await self._ensure_partitions(connection, days(batch))
+            async with connection.transaction():
+                await connection.execute(STAGING)
+                known: set[RowKey] = set()
+                for frames in passes(batch):
+                    known |= await self._merge(connection, encode_copy(frames))
+                agents = progress(batch, known)
+                await _save_progress(connection, agents)
+                failpoint("ingest.before_commit")
+        failpoint("ingest.after_commit")
+        return sum(agent.duplicates for agent in agents.values())
+
+    async def _merge(self, connection: Connection, rows: bytes) -> set[RowKey]:
+        await connection.execute("truncate staging")
+        copied = await connection.copy_to_table("staging", source=BytesIO(rows), format="binary")
+        merged = await connection.execute(MERGE)
+        if merged.split()[-1] == copied.split()[-1]:
+            return set()
+        return {(r["layout_id"], r["at_us"]) for r in await connection.fetch(ALREADY_STORED)}
+
+    async def _register(self, connection: Connection, batch: Sequence[Received]) -> None:
+        """Give every layout of the batch its id; the same one, whichever worker sees it first."""
+        new = {
+            rows.layout.hash: rows.layout
+            for one in batch
+            for rows in one.frames
+            if rows.layout.id is None
+        }
+        for _, layout in sorted(new.items()):
+            async with connection.transaction():
+                layout.id = await _register_layout(connection, layout)
+        for one in batch:
+            for rows in one.frames:
+                if rows.layout.id is None:
+                    rows.layout.id = new[rows.layout.hash].id
+
+    async def _ensure_partitions(self, connection: Connection, wanted: set[int]) -> None:
+        for day in sorted(wanted - self._days):
+            await connection.execute(
+                "select ensure_partition($1)", date(1970, 1, 1) + timedelta(days=day)
+            )
+            self._days.add(day)
+
+    async def save_status(self, status: AgentStatus) -> None:
+        """Keep an agent's newest status; an older one changes nothing."""
+        source = status.source
+        await self._pool.execute(
+            SAVE_STATUS,
+            source["job"],
+            source["instance"],
+            status.epoch,
+            status.state,
+            status.at,
+            status.version,
+            status.interval_s,
+            source,
+        )
+
+
+async def _register_layout(connection: Connection, layout: Layout) -> int:
+    known = await connection.fetchval("select id from layouts where hash = $1", layout.hash)
+    if known is not None:
+        return int(known)
+    labels = [{**series.labels, **layout.source} for series in layout.series]
+    hashes = [
+        series_hash(series.name, full) for series, full in zip(layout.series, labels, strict=True)
+    ]
+    await connection.execute(
+        REGISTER_SERIES,
+        hashes,
+        [series.name for series in layout.series],
+        labels,
+        [series.type for series in layout.series],
+        [series.unit for series in layout.series],
+    )
+    created = await connection.fetchval(
+        """insert into layouts (hash, source, width) values ($1, $2, $3)
+           on conflict (hash) do nothing returning id""",
+        layout.hash,
+        dict(layout.source),
+        layout.width,
+    )
+    if created is None:
+        created = await connection.fetchval("select id from layouts where hash = $1", layout.hash)
+    await connection.execute(REGISTER_LAYOUT_SERIES, created, hashes)
+    return int(created)
+
+
+async def _save_progress(connection: Connection, agents: dict[Key, Progress]) -> None:
+    await connection.executemany(
+        SAVE_PROGRESS,
+        [
+            (
+                *key,
+                dict(agent.source),
+                agent.first_seq,
+                agent.last_seq,
+                agent.messages,
+                agent.samples,
+                agent.duplicates,
+                _instant(agent.last_at_us),
+            )
+            for key, agent in agents.items()
+        ],
+    )
+
+
+def _instant(at_us: int) -> datetime:
+    return EPOCH + timedelta(microseconds=at_us)
