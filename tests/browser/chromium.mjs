@@ -1,0 +1,45 @@
+// Debian's Chromium under playwright-core, strict: a dialog, an error on the console, a violation of the page's policy or a
+// request to another host fails the test that it happens in.
+import { createRequire } from 'node:module'
+
+// The packages are the page's own; a module outside of web/ finds them only so.
+const require = createRequire(new URL('../../web/package.json', import.meta.url))
+const { chromium } = require('playwright-core')
+const { AxeBuilder } = require('@axe-core/playwright')
+
+const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+
+/** A browser with a fresh profile, closed with everything in it by `close()`. */
+export function launch() {
+  return chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS })
+}
+
+/** A page at the address and the list of what went wrong on it; `allowed` are patterns of console errors that the test causes. */
+export async function open(browser, address, { theme = 'light', width = 1280, height = 900, allowed = [] } = {}) {
+  const context = await browser.newContext({ viewport: { width, height }, colorScheme: theme, reducedMotion: 'reduce', timezoneId: 'Europe/Berlin' })
+  const page = await context.newPage()
+  const faults = []
+  page.on('dialog', (dialog) => {
+    faults.push(`dialog: ${dialog.message()}`)
+    void dialog.dismiss()
+  })
+  page.on('console', (message) => {
+    const known = allowed.some((pattern) => pattern.test(message.text()))
+    if (['error', 'warning'].includes(message.type()) && !known) faults.push(`console: ${message.text()}`)
+  })
+  page.on('pageerror', (error) => faults.push(`error: ${error}`))
+  page.on('request', (request) => {
+    if (new URL(request.url()).origin !== new URL(address).origin) faults.push(`request: ${request.url()}`)
+  })
+  await page.addInitScript(() => {
+    addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`))
+  })
+  await page.goto(address)
+  return { page, faults, close: () => context.close() }
+}
+
+/** What axe finds, in words. */
+export async function accessibilityFaults(page) {
+  const { violations } = await new AxeBuilder({ page }).analyze()
+  return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => `${id}: ${target}: ${failureSummary}`))
+}

@@ -1,0 +1,112 @@
+/** A panel's columns: asked for once, then continued by the stream or by asking for what is new. */
+import { useEffect, useState } from 'preact/hooks'
+import * as api from './api.ts'
+import { beside, EMPTY, followedBy, gridOf, onGrid, since, type Columns, type Grid } from './columns.ts'
+import { inOrder, matcher, negated, windowOf, type Panel, type Range } from './panels.ts'
+import { Reading } from './series.ts'
+import type { Stream } from './stream.ts'
+import { seconds } from './units.ts'
+
+export interface History {
+  columns: Columns
+  loading: boolean
+  error: string | undefined
+}
+
+const LOADING: History = { columns: EMPTY, loading: true, error: undefined }
+/** Between live values, more than this is a gap, not a line. */
+const LIVE_GAP_S = 30
+/** Steps longer than this show nothing of single live values. */
+const LIVE_STEP_S = 15
+const RETRY_MS = 5_000
+
+/** Follows the panel until the view is left. `revision` asks for all of it again when it changes. */
+export function useHistory(
+  panel: Panel,
+  instance: string,
+  range: Range,
+  stream: Stream,
+  revision: number,
+): History {
+  const [history, setHistory] = useState(LOADING)
+  useEffect(() => {
+    setHistory(LOADING)
+  }, [panel, instance, range])
+
+  useEffect(() => {
+    const left = new AbortController()
+    const live = panel.live !== undefined && range.step_s <= LIVE_STEP_S ? panel.live : undefined
+    let timer: ReturnType<typeof setTimeout> | undefined
+    let columns: Columns | undefined
+    const early: Columns[] = []
+
+    const show = (next: Columns) => {
+      columns = since(next, api.now() - range.range_s)
+      setHistory({ columns, loading: false, error: undefined })
+    }
+    const load = async () => {
+      const start = columns?.at.at(-1) ?? api.now() - range.range_s
+      const grid = gridOf(columns === undefined ? start : start + range.step_s / 2, api.now(), range.step_s)
+      let wait_ms = range.step_s * 1000
+      try {
+        const part = grid.end < grid.start ? EMPTY : await fetchColumns(panel, instance, range, grid, left.signal)
+        const first = columns === undefined
+        const whole = columns === undefined ? part : followedBy(columns, part, Infinity)
+        show(inOrder(first ? early.reduce((all, row) => followedBy(all, row, LIVE_GAP_S), whole) : whole, panel))
+        if (live !== undefined) return
+      } catch (error) {
+        if (left.signal.aborted) return
+        const reason = error instanceof api.ApiError ? error.message : String(error)
+        setHistory((shown) => ({ ...shown, loading: false, error: reason }))
+        wait_ms = RETRY_MS
+      }
+      timer = setTimeout(() => void load(), wait_ms)
+    }
+    void load()
+
+    const stop = stream.listen({
+      samples({ instance: from, at, values }) {
+        if (live === undefined || from !== instance || values === undefined) return
+        const row = liveRow(live.lines(new Reading(seconds(at), values)), seconds(at))
+        if (row === undefined) return
+        if (columns === undefined) early.push(row)
+        else show(inOrder(followedBy(columns, row, LIVE_GAP_S), panel))
+      },
+    })
+    return () => {
+      left.abort()
+      clearTimeout(timer)
+      stop()
+    }
+  }, [panel, instance, range, stream, revision])
+  return history
+}
+
+function liveRow(values: ReadonlyMap<string, number>, at: number): Columns | undefined {
+  if (values.size === 0 || Number.isNaN(at)) return undefined
+  return { at: [at], lines: [...values].map(([name, value]) => ({ name, values: [value] })) }
+}
+
+async function fetchColumns(
+  panel: Panel,
+  instance: string,
+  range: Range,
+  grid: Grid,
+  signal: AbortSignal,
+): Promise<Columns> {
+  const parts = panel.queries.map(async (query) => {
+    const expression = query.expression(matcher(instance), windowOf(range))
+    const matrix = await api.queryRange(expression, grid, signal)
+    const named = matrix.map(({ metric, values }) => ({ name: query.name(metric), values }))
+    const columns = onGrid(merged(named), grid)
+    return query.below === true ? negated(columns) : columns
+  })
+  return beside(await Promise.all(parts))
+}
+
+type Named = { name: string; values: [number, string][] }
+
+/** Series that share a name (two file systems on one mount point) become one line: the last mounted hides the others. */
+function merged(lines: Named[]): Named[] {
+  return [...new Map(lines.map((line) => [line.name, line])).values()]
+}
