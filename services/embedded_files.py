@@ -279,7 +279,7 @@ def runs(postgres: Path, account: Account) -> bool:
 def reachable(installation: Path, directory: Path, account: Account) -> Path:
     """The installation, or a copy of it in `directory` where the account can't run it in place.
 
-    That is so for root's environments below /root. The copy (32 MB, once per version of the wheel)
+    That is so for root's environments below /root. The copy (29 MB, once per version of the wheel)
     is the one way that changes no mode; links would still need the closed directories.
     """
     if not account.is_other or runs(installation / "bin/postgres", account):
