@@ -144,13 +144,17 @@ def explain(details: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{path}: missing; it is required"
     said = details["msg"].removeprefix("Value error, ")
     said = said[0].lower() + said[1:] if said else said
-    if loc and any(str(part).lower() in _SECRET_KEYS for part in loc):
+    secret = any(str(part).lower() in _SECRET_KEYS for part in loc)
+    if secret or details["type"] == "refused":
         return f"{path}: {said}"
     read = repr(details["input"])
     return f"{path}: read {read if len(read) <= _SHOWN else read[:_SHOWN] + '…'}; {said}"
 
 
-_SECRET_KEYS = {"broker_url", "database_url", "auth_password", "smtp_auth_password", "password"}
+_SECRET_KEYS = {
+    *("broker_url", "database_url", "auth_password", "smtp_auth_password", "password"),
+    *("url", "credentials", "secrets"),
+}
 
 
 def loc_text(loc: Sequence[int | str]) -> str:
