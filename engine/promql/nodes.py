@@ -1,0 +1,86 @@
+"""The tree of a parsed expression: plain values that the evaluator of expressions walks."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from engine.promql.matchers import Matcher
+
+Kind = Literal["scalar", "vector", "matrix", "string"]
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number literal."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string literal."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """An instant selector. `pinned`: the instant of `@` in µs, or "start" or "end" of the query."""
+
+    matchers: tuple[Matcher, ...]
+    offset_us: int = 0
+    pinned: int | Literal["start", "end"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeSelector:
+    """A range selector: all samples of the last `range_us` microseconds."""
+
+    selector: Selector
+    range_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Negate:
+    """Unary minus."""
+
+    operand: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How vectors are matched: `on` the listed labels only, or by all but them (`ignoring`)."""
+
+    on: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A binary operator. `as_bool`: a comparison gives 0 or 1 and filters nothing."""
+
+    op: str
+    left: "Node"
+    right: "Node"
+    as_bool: bool = False
+    matching: Matching = Matching()
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """An aggregation by the listed labels, or without them."""
+
+    op: str
+    operand: "Node"
+    without: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function with its arguments."""
+
+    function: str
+    arguments: tuple["Node", ...]
+
+
+Node: TypeAlias = Number | Text | Selector | RangeSelector | Negate | Binary | Aggregate | Call

@@ -1,0 +1,191 @@
+"""From text to a tree of nodes, by promql-parser's grammar; what is not built yet is refused."""
+
+import difflib
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import promql_parser as grammar
+
+from engine.promql import aggregations, functions, windows
+from engine.promql.blocks import NAME
+from engine.promql.errors import QueryError
+from engine.promql.matchers import Matcher, MatchOp
+from engine.promql.nodes import (
+    Aggregate,
+    Binary,
+    Call,
+    Kind,
+    Matching,
+    Negate,
+    Node,
+    Number,
+    RangeSelector,
+    Selector,
+    Text,
+)
+from engine.promql.operators import COMPARISONS, OPERATORS
+
+MAX_QUERY_CHARS = 16_384
+"""Longest expression. The largest of public dashboards have about 4,000 characters."""
+
+MAX_DEPTH = 100
+"""Deepest nesting of an expression: parsing and evaluation recurse."""
+
+FUNCTION_NAMES = sorted({*functions.FUNCTIONS, *windows.FUNCTIONS})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MATCH_OPS = {
+    "MatchOp.Equal": MatchOp.EQUAL,
+    "MatchOp.NotEqual": MatchOp.NOT_EQUAL,
+    "MatchOp.Re": MatchOp.REGEX,
+    "MatchOp.NotRe": MatchOp.NOT_REGEX,
+}
+
+
+def parse_tree(text: str) -> Node:
+    """The tree of an expression. Raises QueryError, in bounded time and stack."""
+    _check_size(text)
+    try:
+        tree = grammar.parse(text)
+    except ValueError as error:
+        raise QueryError(_explained(str(error))) from error
+    return _node(tree, 0)
+
+
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|`[^`]*`', re.DOTALL)
+
+
+def _check_size(text: str) -> None:
+    """Raises QueryError for a text that would cost the parser's stack."""
+    if len(text) > MAX_QUERY_CHARS:
+        raise QueryError(f"expression of {len(text)} characters; at most {MAX_QUERY_CHARS}")
+    plain = _STRING.sub('""', text)
+    depth = deepest = 0
+    for char in plain:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    signs = max((len(run) for run in re.findall(r"[-+\s]+", plain)), default=0)
+    if deepest > MAX_DEPTH or signs > MAX_DEPTH:
+        raise QueryError(f"expression nested deeper than {MAX_DEPTH} levels")
+
+
+def _explained(message: str) -> str:
+    """The parser's message, with the nearest function where one is unknown."""
+    unknown = re.search(r"unknown function with name '(.*)'", message)
+    if not unknown:
+        return message
+    near = difflib.get_close_matches(unknown[1], FUNCTION_NAMES, 1, 0.5)
+    return message + (f"; nearest: {near[0]}" if near else "")
+
+
+def _node(tree: Any, depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        raise QueryError(f"expression nested deeper than {MAX_DEPTH} levels")
+    name = type(tree).__name__
+    if name == "ParenExpr":
+        return _node(tree.expr, depth + 1)
+    convert = _CONVERTERS.get(name)
+    if convert is None:
+        raise QueryError(f"{_WORDS.get(name, name)} are not supported yet")
+    return convert(tree, depth + 1)
+
+
+_WORDS = {"SubqueryExpr": "subqueries"}
+
+
+def _selector(tree: Any, depth: int) -> Selector:
+    if tree.matchers.or_matchers:
+        raise QueryError("`or` between matchers is not supported yet")
+    found = [Matcher(m.name, _MATCH_OPS[str(m.op)], m.value) for m in tree.matchers.matchers]
+    if tree.name is not None:
+        found.insert(0, Matcher(NAME, MatchOp.EQUAL, tree.name))
+    return Selector(tuple(found), _microseconds(tree.offset), _pinned(tree.at))
+
+
+def _pinned(at: Any) -> Any:
+    if at is None:
+        return None
+    word = str(at.type).removeprefix("AtModifierType.")
+    return _microseconds(at.at - _EPOCH) if word == "At" else word.lower()
+
+
+def _microseconds(span: timedelta | None) -> int:
+    return 0 if span is None else span // timedelta(microseconds=1)
+
+
+def _range(tree: Any, depth: int) -> RangeSelector:
+    return RangeSelector(_selector(tree.vector_selector, depth), _microseconds(tree.range))
+
+
+def _binary(tree: Any, depth: int) -> Binary:
+    op = str(tree.op)
+    if op not in OPERATORS:
+        raise QueryError(f"operator `{op}` is not supported yet; supported: {' '.join(OPERATORS)}")
+    modifier = tree.modifier
+    matching, as_bool = Matching(), False
+    if modifier is not None:
+        as_bool = modifier.return_bool
+        if str(modifier.card) != "VectorMatchCardinality.OneToOne":
+            raise QueryError("group_left and group_right are not supported yet")
+        if modifier.fill_values.lhs is not None or modifier.fill_values.rhs is not None:
+            raise QueryError("fill modifiers are not supported yet")
+        if modifier.matching is not None:
+            on = str(modifier.matching.type) == "LabelModifierType.Include"
+            matching = Matching(on, tuple(modifier.matching.labels))
+    left, right = _node(tree.lhs, depth), _node(tree.rhs, depth)
+    if op in COMPARISONS and not as_bool and kind(left) == kind(right) == "scalar":
+        raise QueryError("comparisons between scalars must use BOOL modifier")
+    return Binary(op, left, right, as_bool, matching)
+
+
+def _aggregate(tree: Any, depth: int) -> Aggregate:
+    op = str(tree.op)
+    if op not in aggregations.AGGREGATIONS:
+        supported = ", ".join(aggregations.AGGREGATIONS)
+        raise QueryError(f"aggregation {op} is not supported yet; supported: {supported}")
+    without, labels = False, ()
+    if tree.modifier is not None:
+        without = str(tree.modifier.type) == "AggModifierType.Without"
+        labels = tuple(tree.modifier.labels)
+    return Aggregate(op, _node(tree.expr, depth), without, labels)
+
+
+def _call(tree: Any, depth: int) -> Call:
+    name = tree.func.name
+    if name not in functions.FUNCTIONS and name not in windows.FUNCTIONS:
+        raise QueryError(
+            f"function {name} is not supported yet; supported: " + ", ".join(FUNCTION_NAMES)
+        )
+    return Call(name, tuple(_node(argument, depth) for argument in tree.args))
+
+
+_CONVERTERS: dict[str, Callable[[Any, int], Node]] = {
+    "NumberLiteral": lambda tree, depth: Number(tree.val),
+    "StringLiteral": lambda tree, depth: Text(tree.val),
+    "UnaryExpr": lambda tree, depth: Negate(_node(tree.expr, depth)),
+    "VectorSelector": _selector,
+    "MatrixSelector": _range,
+    "BinaryExpr": _binary,
+    "AggregateExpr": _aggregate,
+    "Call": _call,
+}
+
+
+def kind(node: Node) -> Kind:
+    """What a node gives: scalar, vector, matrix or string."""
+    match node:
+        case Number():
+            return "scalar"
+        case Text():
+            return "string"
+        case RangeSelector():
+            return "matrix"
+        case Negate(operand):
+            return kind(operand)
+        case Binary(_, left, right):
+            return "vector" if "vector" in (kind(left), kind(right)) else "scalar"
+        case Call(function):
+            return "scalar" if function in ("time", "scalar") else "vector"
+        case _:
+            return "vector"

@@ -1,0 +1,98 @@
+"""A query: an expression, ready to say what it reads and to be answered from what was read."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+
+from engine.promql.blocks import cell_bits, distinct_blocks
+from engine.promql.errors import QueryError
+from engine.promql.evaluation import Blocks, Select, Span, evaluate, read, selects_of, steps_of
+from engine.promql.nodes import Kind, Node, RangeSelector
+from engine.promql.parsing import kind, parse_tree
+from engine.promql.results import Matrix, Result, Scalar, matrix_of, vector_of
+from engine.promql.tables import Table, join_tables
+from schemas.values import ABSENT_BITS, STALE_BITS
+
+DEFAULT_LOOKBACK = timedelta(minutes=5)
+"""How old a series' newest sample may be to count as its value; Prometheus' default."""
+
+MAX_STEPS = 11_000
+"""Steps of a range query; Prometheus' bound."""
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A parsed expression. Pure: it reads no clock and no store.
+
+    The caller reads what `selects` names, from any store, and passes it as a mapping
+    {select: blocks}; a block may hold more instants than asked, but only matching series.
+    """
+
+    text: str
+    tree: Node
+    kind: Kind
+    lookback_us: int
+
+    def selects(self, start_us: int, end_us: int) -> list[Select]:
+        """What must be read for steps from start to end (equal for an instant query)."""
+        found = selects_of(self.tree, start_us, end_us, self.lookback_us)
+        return list(dict.fromkeys(found))
+
+    def instant(self, at_us: int, blocks: Blocks) -> Result:
+        """The answer at one instant. Raises QueryError where the data forbids it."""
+        steps = np.array([at_us], dtype=np.int64)
+        span = Span(steps, at_us, at_us, self.lookback_us, blocks)
+        if isinstance(self.tree, RangeSelector):
+            return _samples(self.tree, span)
+        with np.errstate(all="ignore"):
+            value = evaluate(self.tree, span)
+        if isinstance(value, Table):
+            return vector_of(value, at_us)
+        return value if isinstance(value, str) else Scalar(at_us, float(value[0]))
+
+    def range(self, start_us: int, end_us: int, step_us: int, blocks: Blocks) -> Matrix:
+        """The answer at start, start + step, … up to end. Raises QueryError."""
+        if step_us <= 0 or end_us < start_us:
+            raise QueryError("a range query needs a step above zero and an end after its start")
+        if (end_us - start_us) // step_us >= MAX_STEPS:
+            raise QueryError(f"more than {MAX_STEPS} steps; use a longer step or a shorter range")
+        if self.kind in ("matrix", "string"):
+            raise QueryError(
+                f"invalid expression type {self.kind!r} for range query,"
+                " must be Scalar or instant Vector"
+            )
+        steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
+        with np.errstate(all="ignore"):
+            value = evaluate(self.tree, Span(steps, start_us, end_us, self.lookback_us, blocks))
+        if isinstance(value, np.ndarray):
+            return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
+        assert isinstance(value, Table)
+        return matrix_of(value, steps)
+
+
+def parse(text: str, *, lookback: timedelta = DEFAULT_LOOKBACK) -> Query:
+    """The query of a PromQL expression. Raises QueryError: wrong, or not supported yet."""
+    tree = parse_tree(text)
+    return Query(text, tree, kind(tree), lookback // _MICROSECOND)
+
+
+def _samples(node: RangeSelector, span: Span) -> Matrix:
+    """The samples of a range selector as they are, stale markers left out."""
+    blocks = distinct_blocks(read(node.selector, node.range_us, span))
+    end = int(steps_of(node.selector, span)[0])
+    every = [b.at[(b.at > end - node.range_us) & (b.at <= end)] for b in blocks]
+    at = np.unique(np.concatenate(every)) if every else np.empty(0, dtype=np.int64)
+    tables = []
+    for block, instants in zip(blocks, every, strict=True):
+        rows = np.searchsorted(block.at, instants)
+        values = np.full((len(at), len(block.labels)), np.nan)
+        present = np.zeros(values.shape, dtype=np.bool_)
+        bits = cell_bits(block.values[rows])
+        place = np.searchsorted(at, instants)
+        values[place] = block.values[rows]
+        present[place] = (bits != ABSENT_BITS) & (bits != STALE_BITS)
+        tables.append(Table(block.columns, values, present))
+    return matrix_of(join_tables(tables, len(at)), at)

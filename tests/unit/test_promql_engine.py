@@ -1,0 +1,422 @@
+"""Expressions over blocks: Prometheus' semantics, case by case."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from engine.promql import Block, Columns, Matrix, QueryError, Scalar, Vector, parse
+from engine.promql.matchers import matches
+from schemas.values import ABSENT, STALE
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+
+
+def labels_of(text: str) -> Mapping[str, str]:
+    """The labels of a selector's text."""
+    selector = parse(text).tree
+    return {one.name: one.value for one in selector.matchers}  # type: ignore[union-attr]
+
+
+def block(at_s: Sequence[float], series: Mapping[str, Sequence[float]]) -> Block:
+    """A block whose columns are named as selectors."""
+    at = np.array([int(one * SECOND) for one in at_s], dtype=np.int64)
+    values = np.array(list(series.values()), dtype=np.float64).T.reshape(len(at), len(series))
+    return Block(Columns([labels_of(one) for one in series]), at, values)
+
+
+class Store:
+    """The list of blocks of a test as a store."""
+
+    def __init__(self, *blocks: Block) -> None:
+        self.blocks = blocks
+
+    def __getitem__(self, select) -> list[Block]:  # type: ignore[no-untyped-def]
+        found = []
+        for one in self.blocks:
+            keep = [i for i, labels in enumerate(one.labels) if matches(select.matchers, labels)]
+            rows = (one.at > select.start_us) & (one.at <= select.end_us)
+            found.append(
+                Block([one.labels[i] for i in keep], one.at[rows], one.values[np.ix_(rows, keep)])
+            )
+        return found
+
+
+def instant(text: str, at_s: float, *blocks: Block) -> dict[str, float]:
+    """Values by label text, metric names included."""
+    result = parse(text).instant(int(at_s * SECOND), Store(*blocks))
+    assert isinstance(result, Vector)
+    return {
+        show(labels): float(value)
+        for labels, value in zip(result.labels, result.values, strict=True)
+    }
+
+
+def show(labels: Mapping[str, str]) -> str:
+    pairs = ",".join(f"{k}={v}" for k, v in sorted(labels.items()) if k != "__name__")
+    return labels.get("__name__", "") + "{" + pairs + "}"
+
+
+def number(text: str, at_s: float = 0.0) -> float:
+    result = parse(text).instant(int(at_s * SECOND), Store())
+    assert isinstance(result, Scalar)
+    return result.value
+
+
+LOAD = block([10, 20, 30], {'load{host="a"}': [1, 2, 3], 'load{host="b"}': [5, 6, 7]})
+
+
+def test_a_selector_gives_the_newest_sample_of_each_series() -> None:
+    assert instant("load", 25, LOAD) == {"load{host=a}": 2.0, "load{host=b}": 6.0}
+
+
+def test_a_sample_as_old_as_the_lookback_no_longer_counts() -> None:
+    assert instant("load", 329.999, LOAD) == {"load{host=a}": 3.0, "load{host=b}": 7.0}
+    assert instant("load", 330, LOAD) == {}
+
+
+def test_a_series_ends_at_its_stale_marker_and_may_begin_again() -> None:
+    ended = block([10, 20, 30], {"up": [1, STALE, 2]})
+    assert instant("up", 15, ended) == {"up{}": 1.0}
+    assert instant("up", 25, ended) == {}
+    assert instant("up", 35, ended) == {"up{}": 2.0}
+
+
+def test_an_absent_cell_leaves_the_older_sample_in_force() -> None:
+    holes = block([10, 20, 30], {"x": [1, ABSENT, 3], "y": [1, 2, ABSENT]})
+    assert instant('{__name__=~"x|y"}', 25, holes) == {"x{}": 1.0, "y{}": 2.0}
+    assert instant('{__name__=~"x|y"}', 35, holes) == {"x{}": 3.0, "y{}": 2.0}
+
+
+def test_an_ordinary_nan_is_a_value() -> None:
+    found = instant("x", 10, block([10], {"x": [math.nan]}))
+    assert list(found) == ["x{}"]
+    assert math.isnan(found["x{}"])
+
+
+@pytest.mark.parametrize(
+    ("selector", "hosts"),
+    [
+        ('load{host="a"}', "a"),
+        ('load{host!="a"}', "b"),
+        ('load{host=~"a|c"}', "a"),
+        ('load{host=~"."}', "ab"),
+        ('load{host=~"[b-z]"}', "b"),
+        ('load{host!~"a.*"}', "b"),
+        ('load{rack=""}', "ab"),
+        ('load{rack!=""}', ""),
+        ('load{host=~".+",rack=~".*"}', "ab"),
+    ],
+)
+def test_matchers_choose_series(selector: str, hosts: str) -> None:
+    assert set(instant(selector, 30, LOAD)) == {f"load{{host={host}}}" for host in hosts}
+
+
+def test_an_offset_reads_earlier_samples() -> None:
+    assert instant('load{host="a"} offset 10s', 30, LOAD) == {"load{host=a}": 2.0}
+    assert instant('load{host="a"} offset -10s', 10, LOAD) == {"load{host=a}": 2.0}
+
+
+def test_an_at_modifier_pins_the_instant() -> None:
+    assert instant('load{host="a"} @ 10', 30, LOAD) == {"load{host=a}": 1.0}
+
+
+def test_arithmetic_drops_the_metric_name_and_a_filter_keeps_it() -> None:
+    assert instant("load * 2", 30, LOAD) == {"{host=a}": 6.0, "{host=b}": 14.0}
+    assert instant("load > 5", 30, LOAD) == {"load{host=b}": 7.0}
+    assert instant("5 < load", 30, LOAD) == {"load{host=b}": 7.0}
+    assert instant("load > bool 5", 30, LOAD) == {"{host=a}": 0.0, "{host=b}": 1.0}
+    assert instant("-load", 30, LOAD) == {"{host=a}": -3.0, "{host=b}": -7.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 + 2 * 3", 7.0),
+        ("(1 + 2) * 3", 9.0),
+        ("2 ^ 3 ^ 2", 512.0),
+        ("-2 ^ 2", -4.0),
+        ("7 % 3", 1.0),
+        ("-7 % 3", -1.0),
+        ("1 / 0", math.inf),
+        ("1 > bool 2", 0.0),
+        ("2 >= bool 2", 1.0),
+        ("0x1F", 31.0),
+    ],
+)
+def test_numbers_are_computed_as_in_prometheus(text: str, expected: float) -> None:
+    assert number(text) == expected
+
+
+def test_time_is_the_instant_of_the_evaluation() -> None:
+    assert number("time()", 12.5) == 12.5
+
+
+def test_zero_by_zero_is_nan_and_compares_with_nothing() -> None:
+    assert math.isnan(number("0 / 0"))
+    assert instant("load > 0/0", 30, LOAD) == {}
+    assert len(instant("load != 0/0", 30, LOAD)) == 2
+
+
+SIZES = block(
+    [10],
+    {
+        'free{host="a",disk="1"}': [10],
+        'free{host="a",disk="2"}': [20],
+        'free{host="b",disk="1"}': [30],
+        'size{host="a",disk="1"}': [100],
+        'size{host="a",disk="2"}': [100],
+        'size{host="c",disk="1"}': [100],
+        'cpus{host="a"}': [4],
+    },
+)
+
+
+def test_vectors_match_on_all_labels_but_the_name() -> None:
+    assert instant("free / size", 10, SIZES) == {
+        "{disk=1,host=a}": 0.1,
+        "{disk=2,host=a}": 0.2,
+    }
+    assert instant("free < size", 10, SIZES) == {
+        "free{disk=1,host=a}": 10.0,
+        "free{disk=2,host=a}": 20.0,
+    }
+
+
+def test_vectors_match_on_listed_labels() -> None:
+    one = 'free{disk="1"}'
+    assert instant(f"{one} * on(host) cpus", 10, SIZES) == {"{host=a}": 40.0}
+    assert instant(f"{one} * ignoring(disk) cpus", 10, SIZES) == {"{host=a}": 40.0}
+    assert instant(f"{one} > on(host) cpus", 10, SIZES) == {"{host=a}": 10.0}
+
+
+def test_a_match_that_is_not_unique_is_an_error() -> None:
+    with pytest.raises(QueryError, match="many-to-one matching must be explicit"):
+        instant("free * on(host) cpus", 10, SIZES)
+    with pytest.raises(QueryError, match="many-to-many matching not allowed"):
+        instant("cpus * on(host) free", 10, SIZES)
+
+
+def test_series_that_become_equal_by_losing_their_name_are_an_error() -> None:
+    both = block([10], {"x": [1], "y": [2]})
+    with pytest.raises(QueryError, match="same labelset"):
+        instant('-{__name__=~"x|y"}', 10, both)
+
+
+def test_series_that_become_equal_at_different_steps_are_one() -> None:
+    both = block([10, 20], {"x": [1, STALE], "y": [ABSENT, 2]})
+    query = parse('-{__name__=~"x|y"}')
+    matrix = query.range(10 * SECOND, 20 * SECOND, 10 * SECOND, Store(both))
+    assert [list(values) for _, _, values in matrix.series()] == [[-1.0, -2.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sum(free)", {"{}": 60.0}),
+        ("sum by (host) (free)", {"{host=a}": 30.0, "{host=b}": 30.0}),
+        ("sum without (host) (free)", {"{disk=1}": 40.0, "{disk=2}": 20.0}),
+        ("avg(free)", {"{}": 20.0}),
+        ("min by (disk) (free)", {"{disk=1}": 10.0, "{disk=2}": 20.0}),
+        ("max by (disk) (free)", {"{disk=1}": 30.0, "{disk=2}": 20.0}),
+        ("count(free)", {"{}": 3.0}),
+        ("count(free > 10)", {"{}": 2.0}),
+        ("sum by (__name__) (cpus)", {"cpus{}": 4.0}),
+        ("sum by (nothing) (cpus)", {"{}": 4.0}),
+        ("sum(absent_metric)", {}),
+    ],
+)
+def test_aggregations_group_by_labels(text: str, expected: dict[str, float]) -> None:
+    assert instant(text, 10, SIZES) == expected
+
+
+def test_min_and_max_skip_nan_and_sum_does_not() -> None:
+    some = block([10], {'x{a="1"}': [math.nan], 'x{a="2"}': [3]})
+    assert instant("min(x)", 10, some) == {"{}": 3.0}
+    assert instant("max(x)", 10, some) == {"{}": 3.0}
+    assert math.isnan(instant("sum(x)", 10, some)["{}"])
+
+
+def test_an_average_of_huge_numbers_does_not_overflow() -> None:
+    huge = block([10, 20], {'x{a="1"}': [1e308, 1.5e308], 'x{a="2"}': [1e308, 1.5e308]})
+    assert instant("avg(x)", 10, huge) == {"{}": 1e308}
+    assert instant('avg_over_time(x{a="1"}[1m])', 20, huge) == {"{a=1}": 1.25e308}
+
+
+def test_a_rate_is_extrapolated_to_the_ends_of_its_window() -> None:
+    counter = block(range(0, 301, 15), {"c": [float(10 * i) for i in range(21)]})
+    assert instant("rate(c[1m])", 300, counter) == {"{}": pytest.approx(10 / 15)}
+    assert instant("increase(c[1m])", 300, counter) == {"{}": pytest.approx(40)}
+    assert instant("delta(c[1m])", 300, counter) == {"{}": pytest.approx(40)}
+
+
+def test_a_counter_that_begins_anew_is_not_negative() -> None:
+    counter = block([0, 10, 20, 30, 40], {"c": [100, 110, 5, 15, 25]})
+    # 10 + (reset) 5 + 10 + 10 over 40 s, the window reaching 5 s before the first sample
+    assert instant("increase(c[45s])", 40, counter) == {"{}": pytest.approx(35 * 45 / 40)}
+    assert instant("irate(c[45s])", 20, counter) == {"{}": pytest.approx(0.5)}
+    assert instant("idelta(c[45s])", 20, counter) == {"{}": -105.0}
+
+
+def test_a_counter_is_not_extrapolated_below_zero() -> None:
+    counter = block([10, 20], {"c": [1, 11]})
+    # 1 unit at 1 per s: the zero lies 1 s before the first sample
+    assert instant("increase(c[20s])", 20, counter) == {"{}": pytest.approx(11)}
+
+
+def test_a_window_is_open_on_its_left() -> None:
+    counter = block([0, 10, 20], {"c": [1, 2, 3]})
+    assert instant("count_over_time(c[20s])", 20, counter) == {"{}": 2.0}
+
+
+def test_one_sample_makes_no_rate() -> None:
+    assert instant("rate(c[5s])", 20, block([0, 10, 20], {"c": [1, 2, 3]})) == {}
+
+
+def test_functions_over_time_skip_absent_and_stale_cells() -> None:
+    some = block([10, 20, 30, 40], {"x": [1, ABSENT, STALE, 4], "y": [1, 2, 3, 4]})
+    assert instant("sum_over_time(x[1m])", 40, some) == {"{}": 5.0}
+    assert instant("avg_over_time(x[1m])", 40, some) == {"{}": 2.5}
+    assert instant("min_over_time(y[25s])", 40, some) == {"{}": 2.0}
+    assert instant("max_over_time(y[25s])", 30, some) == {"{}": 3.0}
+    assert instant("last_over_time(x[25s])", 35, some) == {}
+    assert instant("last_over_time(x[26s])", 35, some) == {"x{}": 1.0}
+    assert instant('count_over_time({__name__=~"x|y",z=""}[1m]) * 1', 5, some) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("abs(-load)", 3.0),
+        ("ceil(load / 2)", 2.0),
+        ("floor(load / 2)", 1.0),
+        ("round(load / 2)", 2.0),
+        ("round(load, 5)", 5.0),
+        ("clamp(load, 4, 9)", 4.0),
+        ("clamp_min(load, 4)", 4.0),
+        ("clamp_max(load, 2)", 2.0),
+        ("sqrt(load + 1)", 2.0),
+        ("load * scalar(load{host='b'})", 21.0),
+    ],
+)
+def test_functions_are_prometheus_own(text: str, expected: float) -> None:
+    assert instant(text, 30, LOAD)["{host=a}"] == expected
+
+
+def test_a_clamp_whose_bounds_cross_gives_nothing() -> None:
+    assert instant("clamp(load, 9, 4)", 30, LOAD) == {}
+
+
+def test_scalar_of_several_series_is_nan_and_vector_has_no_labels() -> None:
+    result = parse("scalar(load)").instant(30 * SECOND, Store(LOAD))
+    assert isinstance(result, Scalar)
+    assert math.isnan(result.value)
+    assert instant("vector(3)", 0) == {"{}": 3.0}
+
+
+def test_a_range_query_answers_every_step_and_leaves_gaps() -> None:
+    gap = block([0, 10, 400], {"x": [1, 2, 3]})
+    matrix = parse("x").range(0, 420 * SECOND, 60 * SECOND, Store(gap))
+    ((labels, at, values),) = matrix.series()
+    assert labels == {"__name__": "x"}
+    assert list(at // SECOND) == [0, 60, 120, 180, 240, 300, 420]
+    assert list(values) == [1, 2, 2, 2, 2, 2, 3]
+
+
+def test_a_range_query_equals_instant_queries_at_its_steps() -> None:
+    rng = np.random.default_rng(7)
+    at = np.cumsum(rng.integers(5, 20, 200))
+    values = np.cumsum(rng.integers(0, 9, (6, 200)), axis=1).astype(float)
+    values[2:4, 100:] -= 150
+    values[rng.random(values.shape) < 0.1] = ABSENT
+    values[rng.random(values.shape) < 0.02] = STALE
+    series = {f'c{{n="{n}",g="{n % 2}"}}': list(values[n]) for n in range(6)}
+    store = Store(block(at, series))
+    for text in (
+        "c",
+        "rate(c[1m])",
+        "sum by (g) (increase(c[90s]))",
+        "max_over_time(c[1m]) - avg_over_time(c[2m] offset 30s)",
+        "avg without (n) (c) > 100",
+    ):
+        query = parse(text)
+        matrix = query.range(0, 2_000 * SECOND, 17 * SECOND, store)
+        stepped = {
+            (show(labels), int(t)): value
+            for labels, ts, found in matrix.series()
+            for t, value in zip(ts, found, strict=True)
+        }
+        single = {}
+        for t in range(0, 2_000 * SECOND + 1, 17 * SECOND):
+            for labels, value in instant(text, t / SECOND, *store.blocks).items():
+                single[labels, t] = value
+        assert stepped.keys() == single.keys()
+        for key, value in single.items():
+            assert stepped[key] == pytest.approx(value, rel=1e-12)
+
+
+def test_a_series_that_moved_to_another_layout_is_one_series() -> None:
+    old = block([0, 10], {"c": [1, 2], 'd{x="1"}': [1, 1]})
+    new = block([20, 30], {'d{x="2"}': [2, 2], "c": [3, 4]})
+    assert instant("increase(c[31s])", 30, old, new) == {"{}": pytest.approx(3 * 31 / 30)}
+    assert len(instant("d", 30, old, new)) == 2
+
+
+def test_blocks_of_one_layout_may_overlap_in_time() -> None:
+    one = block([0, 10, 20], {"c": [1, ABSENT, 3]})
+    other = Block(one.labels, one.at, block([0, 10, 20], {"c": [ABSENT, 2, ABSENT]}).values)
+    assert instant("sum_over_time(c[1m])", 20, one, other) == {"{}": 6.0}
+
+
+def test_a_range_selector_gives_the_samples_themselves() -> None:
+    some = block([0, 10, 20], {"x": [1, ABSENT, 3], "y": [STALE, 2, math.nan]})
+    result = parse('{__name__=~"x|y"}[15s]').instant(20 * SECOND, Store(some))
+    assert isinstance(result, Matrix)
+    found = {show(labels): list(at // SECOND) for labels, at, _ in result.series()}
+    assert found == {"x{}": [20], "y{}": [10, 20]}
+
+
+def test_selects_say_what_must_be_read() -> None:
+    query = parse("rate(x[1m] offset 1m) + y + rate(x[1m] offset 1m)")
+    first, second = query.selects(600 * SECOND, 900 * SECOND)
+    assert (first.start_us, first.end_us) == (480 * SECOND, 840 * SECOND)
+    assert (second.start_us, second.end_us) == (300 * SECOND, 900 * SECOND)
+    assert [str(one) for one in second.matchers] == ['__name__="y"']
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("rat(x[5m])", "unknown function with name 'rat'; nearest: rate"),
+        ("rate(x)", "expected type matrix"),
+        ("x + ", "no expression|unexpected|invalid"),
+        ("x[5m:1m]", "subqueries are not supported yet"),
+        ("x * on(a) group_left b", "group_left and group_right are not supported yet"),
+        ("x and y", "operator `and` is not supported yet"),
+        ("topk(3, x)", "aggregation topk is not supported yet"),
+        ("histogram_quantile(0.9, x)", "function histogram_quantile is not supported yet"),
+        ('x{a="b" or c="d"}', "`or` between matchers is not supported yet"),
+        ("1 > 2", "comparisons between scalars must use BOOL modifier"),
+        ('x{a=~"(a+)+$"}', "repetition inside a repetition"),
+        ('x{a=~"[[:alpha:]]"}', "named character classes"),
+        ("(" * 5000 + "x" + ")" * 5000, "nested deeper than 100"),
+        ("-" * 5000 + "x", "nested deeper than 100"),
+        ("- " * 5000 + "x", "nested deeper than 100"),
+        ("+".join(["x"] * 500), "nested deeper than 100"),
+        ("x" * 20_000, "at most 16384"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_a_reason(text: str, reason: str) -> None:
+    with pytest.raises(QueryError, match=reason):
+        parse(text)
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    assert parse('x{a="' + "(" * 500 + '"}').kind == "vector"
+
+
+@pytest.mark.parametrize("pattern", [r"(?:\d+\.){3}\d+", "eth[0-9]+|lo", "(a|b)c*", r"[(+]+"])
+def test_usual_expressions_of_matchers_are_accepted(pattern: str) -> None:
+    parse(f"x{{a=~{pattern.replace(chr(92), chr(92) * 2)!r}}}")
