@@ -12,13 +12,19 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 from schemas.errors import Invalid
 from services.bus import Bus
-from services.runtime import READY, Context, serve_health, stop_on_signals, until_stopped
+from services.runtime import (
+    READY,
+    Context,
+    serve_health,
+    stop_on_signals,
+    until_stopped,
+    version,
+)
 from services.settings import DatabaseSettings, ServiceSettings, add_flags, load, required
 from services.telemetry import configure_logging, mask_secrets
 
@@ -74,11 +80,6 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     check.add_argument("kind", choices=("rules", "routing", "agent"))
     check.add_argument("files", nargs="+", type=Path)
     return parser
-
-
-def version() -> str:
-    """The installed version."""
-    return metadata.version("vervet")
 
 
 def _settings_model(name: str) -> type[ServiceSettings]:

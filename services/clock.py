@@ -1,7 +1,27 @@
 """The wall clock, as everything here counts it: microseconds since 1970 UTC."""
 
 import time
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def now_us() -> int:
+    """This instant."""
     return time.time_ns() // 1000
+
+
+def instant(at_us: int) -> datetime:
+    """As a datetime. Raises OverflowError outside the years 1 to 9999."""
+    return EPOCH + timedelta(microseconds=at_us)
+
+
+def microseconds(at: datetime) -> int:
+    """Of an aware datetime, exactly."""
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def rfc3339(at: int | datetime) -> str:
+    """`2026-01-02T03:04:05.678901Z`."""
+    moment = instant(at) if isinstance(at, int) else at.astimezone(UTC)
+    return moment.isoformat().replace("+00:00", "Z")

@@ -111,25 +111,30 @@ def _compact_json(value: Any) -> str:
 async def ready_pool(
     url: str, context: Context, *, size: int = 4, read_only: bool = False
 ) -> AsyncIterator[Pool]:
-    """A pool whose server answers and whose schema is ours: waits for both, saying what for.
-
-    Returns without yielding a usable pool only by cancellation. A refused password or an unknown
-    database is waited for too, slowly, since a person may mend it while we run.
-    """
+    """A pool whose server answers and whose schema is ours: waits for both, saying what for."""
     async with open_pool(url, size=size, read_only=read_only) as pool:
-        attempt = 0
-        while True:
-            try:
-                await check_schema(pool)
-                break
-            except (SchemaMissing, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                reason = f"{address(url)}: {describe(error)}"
-                if context.health.waiting("database", reason):
-                    log.warning("waiting for the database", reason=reason)
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
-        context.health.ready("database")
+        await wait_for_schema(pool, url, context)
         yield pool
+
+
+async def wait_for_schema(pool: Pool, url: str, context: Context) -> None:
+    """Returns once the server answers and holds this version's schema.
+
+    A refused password or an unknown database is waited for too, slowly, since a person may mend it
+    while we run.
+    """
+    attempt = 0
+    while True:
+        try:
+            await check_schema(pool)
+            break
+        except (SchemaMissing, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            reason = f"{address(url)}: {describe(error)}"
+            if context.health.waiting("database", reason):
+                log.warning("waiting for the database", reason=reason)
+        await asyncio.sleep(backoff_s(attempt))
+        attempt += 1
+    context.health.ready("database")
 
 
 def describe(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engine.promql.blocks import NAME, Block, Columns
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher, MatchOp, matches
+from services import clock
 from services.database import Connection, Pool
 
 MAX_SERIES = 50_000
@@ -31,7 +32,7 @@ NARROW = 4
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _HEADER_BYTES = 19
 _TRAILER_BYTES = 2
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_US = clock.microseconds(datetime(9999, 1, 1, tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,9 @@ class Selected:
     labels: Mapping[str, str]
 
 
-def instant(at_us: int) -> datetime:
-    """Microseconds since 1970 as the driver takes them, clamped to what PostgreSQL can hold."""
-    first, last = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-    try:
-        return max(first, _EPOCH + timedelta(microseconds=at_us))
-    except OverflowError:
-        return first if at_us < 0 else last
+def _clamped(at_us: int) -> datetime:
+    """The instant, or the nearest that PostgreSQL and datetime can hold."""
+    return clock.instant(min(max(at_us, 0), _LAST_US))
 
 
 async def read(pool: Pool, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
@@ -131,8 +128,8 @@ async def _read_layout(
         f"""select at, {f"array[{cells}]" if narrow else "values"} from frames
             where layout_id = $1 and at >= $2 and at <= $3 order by at""",
         layout_id,
-        instant(start_us),
-        instant(end_us),
+        _clamped(start_us),
+        _clamped(end_us),
         output=keep,
         format="binary",
     )

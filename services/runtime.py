@@ -11,6 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -21,6 +22,12 @@ from schemas.topology import Topology
 from services.bus import Bus, TopologyMissing, Unavailable
 
 log = structlog.get_logger("vervet.runtime")
+
+
+def version() -> str:
+    """The installed version of this program."""
+    return metadata.version("vervet")
+
 
 DRAIN_S = 4.0
 """What a service may take to finish after it was told to stop; then it is cancelled."""

@@ -6,7 +6,7 @@ known one message at a time.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +17,11 @@ from schemas.layouts import Series, decode_layout, layout_hash
 from schemas.samples import Frame, SampleMessage
 from schemas.values import ABSENT_BITS
 from services.bus import Delivery
+from services.clock import rfc3339
 
 MAX_CACHED_LAYOUTS = 100_000
 """Layouts that a worker remembers by their bytes; a host has about ten."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -124,7 +124,7 @@ def _rows(frame: Frame, layout: Layout) -> Rows:
 
 def _shown(at_us: int) -> str:
     try:
-        return (EPOCH + timedelta(microseconds=at_us)).isoformat()
+        return rfc3339(at_us)
     except OverflowError:
         return f"{at_us} µs"
 

@@ -1,15 +1,15 @@
 """What ingest writes: layouts and series, frames, and each agent's progress."""
 
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import timedelta
 from io import BytesIO
 
 from schemas.events import AgentStatus
 from schemas.layouts import series_hash
+from services.clock import EPOCH, instant
 from services.database import Connection, Pool
 from services.failpoints import failpoint
 from services.ingest.batch import (
-    EPOCH,
     Key,
     Layout,
     Progress,
@@ -135,7 +135,7 @@ class Store:
     async def _ensure_partitions(self, connection: Connection, wanted: set[int]) -> None:
         for day in sorted(wanted - self._days):
             await connection.execute(
-                "select ensure_partition($1)", date(1970, 1, 1) + timedelta(days=day)
+                "select ensure_partition($1)", EPOCH.date() + timedelta(days=day)
             )
             self._days.add(day)
 
@@ -196,12 +196,8 @@ async def _save_progress(connection: Connection, agents: dict[Key, Progress]) ->
                 agent.messages,
                 agent.samples,
                 agent.duplicates,
-                _instant(agent.last_at_us),
+                instant(agent.last_at_us),
             )
             for key, agent in agents.items()
         ],
     )
-
-
-def _instant(at_us: int) -> datetime:
-    return EPOCH + timedelta(microseconds=at_us)
