@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -91,7 +92,8 @@ def test_every_library_that_is_imported_is_declared() -> None:
         for module, owners in importlib.metadata.packages_distributions().items()
         if names & set(map(normal, owners))
     }
-    parts_of_declared = {"pydantic_core", "starlette"}  # of pydantic and fastapi, who pin them
+    # In the interfaces of pydantic, fastapi and aio-pika, which require them.
+    parts_of_declared = {"pydantic_core", "starlette", "aiormq", "pamqp", "yarl"}
     for package in OURS:
         assert strangers_in(package, known | parts_of_declared | set(OURS)) == set()
 
@@ -116,18 +118,22 @@ def test_every_pinned_requirement_has_a_hash(file: Path) -> None:
         assert "--hash=sha256:" in line, line
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built of this tree with what is installed: no network, no isolation."""
-    target = tmp_path_factory.mktemp("wheel")
+def build(target: str, directory: Path) -> Path:
+    """Build of this tree with what is installed: no network, no isolation."""
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)],
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(directory)],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (built,) = target.glob("*.whl")
-    return zipfile.ZipFile(built)
+    (built,) = directory.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel"))) as opened:
+        yield opened
 
 
 def test_the_wheel_contains_every_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
@@ -138,15 +144,20 @@ def test_the_wheel_contains_every_file_of_the_packages(wheel: zipfile.ZipFile) -
                 assert str(path.relative_to(ROOT)) in packed
 
 
-def test_the_wheel_contains_the_migrations_and_the_page(
-    wheel: zipfile.ZipFile,
+def test_the_wheel_contains_the_migrations(wheel: zipfile.ZipFile) -> None:
+    assert any(name.startswith("schemas/migrations/0001") for name in wheel.namelist())
+
+
+def test_wheel_and_source_distribution_contain_the_page(
+    wheel: zipfile.ZipFile, tmp_path: Path
 ) -> None:
-    packed = set(wheel.namelist())
-    assert any(name.startswith("schemas/migrations/0001") for name in packed)
-    if not (ROOT / "services/api/static/index.html").exists():
+    page = "services/api/static/index.html"
+    if not (ROOT / page).exists():
         pytest.skip("the page is not built: make web")
-    assert "services/api/static/index.html" in packed
-    assert any(name.startswith("services/api/static/assets/") for name in packed)
+    assert page in wheel.namelist()
+    assert any(name.startswith("services/api/static/assets/") for name in wheel.namelist())
+    with tarfile.open(build("sdist", tmp_path)) as sources:
+        assert page in {name.partition("/")[2] for name in sources.getnames()}
 
 
 def test_the_wheel_contains_nothing_but_the_packages_and_its_description(
