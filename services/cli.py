@@ -146,10 +146,15 @@ async def open_bus(settings: ServiceSettings, name: str) -> AsyncIterator[Bus]:
 
 def _run_up(_: str, __: Path | None, flags: dict[str, str]) -> int:
     from services.allinone import UpSettings, serve_all
+    from services.embedded import EmbeddedError
 
     settings = load(UpSettings, environ=os.environ, flags=flags)
     configure_logging(settings.log_level, settings.log_format)
-    run_loop(serve_all(settings))
+    try:
+        run_loop(serve_all(settings))
+    except EmbeddedError as error:
+        print(f"vervet up: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
     return 0
 
 

@@ -1,10 +1,13 @@
 """Decisions of the embedded PostgreSQL that need no server."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from services.cli import main
 from services.embedded import EmbeddedError, state_directory
 from services.embedded_files import (
     SOCKET_PATH_BYTES,
@@ -15,6 +18,7 @@ from services.embedded_files import (
     private_directory,
     socket_directory,
 )
+from services.settings import DatabaseSettings
 
 MYSELF = Account("me", os.getuid(), os.getgid())
 
@@ -104,3 +108,18 @@ def test_the_password_is_kept_and_private(tmp_path: Path) -> None:
     assert len(first) >= 32
     assert (tmp_path / "password").stat().st_mode & 0o777 == 0o600
     assert kept_password(tmp_path / "password") == first
+
+
+def test_vervet_up_says_why_it_has_no_database_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def serve_all(_: DatabaseSettings) -> None:
+        raise EmbeddedError("There is no room.", "Make some.")
+
+    everything = SimpleNamespace(UpSettings=DatabaseSettings, serve_all=serve_all)
+    monkeypatch.setitem(sys.modules, "services.allinone", everything)
+    monkeypatch.setattr("services.cli.configure_logging", lambda *_: None)  # it is for good
+    with pytest.raises(SystemExit) as ended:
+        main(["up"])
+    assert ended.value.code == 69
+    assert capsys.readouterr().err == "vervet up: There is no room. Make some.\n"
