@@ -97,6 +97,8 @@ async def embedded_postgres(directory: Path, *, port: int | None) -> AsyncIterat
                     keeper.result()  # a fault in there must not pass in silence
         finally:
             await server.stop()
+            with suppress(OSError):  # not empty where the server had to be killed
+                server.sockets.rmdir()
 
 
 def install(directory: Path, account: Account, port: int | None) -> "Server":

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -310,6 +311,9 @@ async def test_a_path_too_long_for_a_socket_works(place: Path) -> None:
     async with embedded_postgres(deep, port=None) as url:
         assert await note(url) == 1
         assert str(deep) not in url
+        (sockets,) = parse_qs(urlsplit(url).query)["host"]
+        assert Path(sockets).stat().st_mode & 0o777 == 0o700
+    assert not Path(sockets).exists(), "nothing is left outside the directory"
 
 
 @AS_ROOT
