@@ -66,11 +66,13 @@ begin
         return;
     end if;
     perform pg_advisory_xact_lock(hashtext('vervet.partitions'));
-    if to_regclass(name) is null then
+    begin
         execute format('create table %I (like frames including all)', name);
-        execute format('alter table frames attach partition %I for values from (%L) to (%L)',
-                       name, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
-    end if;
+    exception when duplicate_table then
+        return;  -- who held the lock before us made it; names looked up before are remembered
+    end;
+    execute format('alter table frames attach partition %I for values from (%L) to (%L)',
+                   name, day::timestamp at time zone 'UTC', (day + 1)::timestamp at time zone 'UTC');
 end $$;
 
 -- True where `stored` has an absent cell for which `arrived` has a value.

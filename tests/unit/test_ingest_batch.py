@@ -1,0 +1,105 @@
+"""Batches: what is checked before anything is stored, and how rows become a COPY."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from schemas.errors import Invalid
+from schemas.layouts import Series
+from schemas.samples import SampleMessage
+from schemas.values import ABSENT, STALE, STALE_BITS
+from services.frames import decode_copy
+from services.ingest.batch import (
+    Layouts,
+    Received,
+    Window,
+    encode_copy,
+    passes,
+    progress,
+    receive,
+)
+from tests.builders import delivery, sample_message
+
+NOW_US = 1_700_000_000_000_000
+BOUNDS = Window(timedelta(days=1), timedelta(hours=1)).bounds_us(NOW_US)
+
+
+def received(message: SampleMessage, layouts: Layouts | None = None) -> Received:
+    one = receive(delivery(message), message, layouts or Layouts(), BOUNDS)
+    for rows in one.frames:
+        rows.layout.id = 7
+    return one
+
+
+def test_absent_cells_are_not_counted_as_samples() -> None:
+    one = received(sample_message([1.0, ABSENT], [STALE, 2.0], at_us=NOW_US))
+    assert one.samples == 3
+
+
+def test_a_layout_is_decoded_once_per_source() -> None:
+    layouts = Layouts()
+    first = received(sample_message([1.0, 2.0], at_us=NOW_US), layouts)
+    again = received(sample_message([3.0, 4.0], at_us=NOW_US, seq=1), layouts)
+    other = received(sample_message([3.0, 4.0], at_us=NOW_US, instance="host-2"), layouts)
+    assert first.frames[0].layout is again.frames[0].layout
+    assert first.frames[0].layout is not other.frames[0].layout
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (sample_message([1.0], at_us=NOW_US), "expected 1 rows of 2"),
+        (sample_message([1.0, 2.0], at_us=NOW_US - 2 * 86_400_000_000), "too far from now"),
+        (sample_message([1.0, 2.0], at_us=NOW_US + 2 * 3_600_000_000), "too far from now"),
+        (sample_message([1.0, 2.0], at_us=2**62), "too far from now"),
+        (sample_message([1.0, 2.0], [1.0, 2.0], at_us=NOW_US, step_us=0), "stands twice"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_with_a_reason(
+    message: SampleMessage, reason: str
+) -> None:
+    with pytest.raises(Invalid, match=reason):
+        received(message)
+
+
+def test_a_copy_holds_every_bit_of_every_row() -> None:
+    wide = [Series("m", {"n": str(n)}) for n in range(40)]
+    frames = [
+        *received(sample_message([1.5, STALE], [ABSENT, -0.0], at_us=NOW_US)).frames,
+        *received(sample_message(range(40), at_us=NOW_US, series=wide)).frames,
+    ]
+    data = encode_copy(frames[:1])
+    body = _without_layout(data, rows=2, width=2)
+    at, values = decode_copy(body, 2)
+    assert at.tolist() == [NOW_US, NOW_US + 1_000_000]
+    assert values[0, 0] == 1.5
+    assert values.view(np.uint64)[0, 1] == STALE_BITS
+    assert values.view(np.uint64)[1, 1] == 1 << 63
+    assert len(encode_copy(frames)) == len(data) + 46 + 12 * 40
+
+
+def _without_layout(data: bytes, rows: int, width: int) -> bytearray:
+    """The same COPY without its layout_id column, as `decode_copy` reads one."""
+    size = 46 + 12 * width
+    parts = [data[:19]]
+    for index in range(rows):
+        row = data[19 + index * size : 19 + (index + 1) * size]
+        parts += [row[:2], row[10:]]
+    return bytearray(b"".join([*parts, data[-2:]]))
+
+
+def test_one_statement_never_sees_a_key_twice() -> None:
+    layouts = Layouts()
+    first = received(sample_message([1.0, ABSENT], at_us=NOW_US), layouts)
+    again = received(sample_message([ABSENT, 2.0], at_us=NOW_US, seq=1), layouts)
+    later = received(sample_message([3.0, 4.0], at_us=NOW_US + 1, seq=2), layouts)
+    groups = passes([first, again, later])
+    assert [len(group) for group in groups] == [2, 1]
+
+
+def test_progress_tells_new_messages_from_repeated_ones() -> None:
+    batch = [received(sample_message([1.0, 2.0], at_us=NOW_US + n, seq=n)) for n in (4, 5, 5, 9)]
+    agent = progress(batch, known={(7, NOW_US + 9)})["node", "host-1", "e1"]
+    assert (agent.first_seq, agent.last_seq) == (4, 9)
+    assert (agent.messages, agent.duplicates, agent.samples) == (2, 2, 4)
