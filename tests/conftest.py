@@ -1,0 +1,147 @@
+"""Fixtures for the real servers; how they come to be is in tests/stack."""
+
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from tests.stack.broker import Broker
+from tests.stack.choice import Unavailable
+from tests.stack.database import Database
+from tests.stack.session import Stack
+
+BROKER_FIXTURES = {"broker_server", "broker_url", "own_broker"}
+DATABASE_FIXTURES = {
+    "database_server",
+    "database_url",
+    "empty_database_url",
+    "own_database",
+    "plain_database_url",
+    "timescale_database_url",
+}
+STACK = pytest.StashKey[Stack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    def say(line: str) -> None:
+        reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+        capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(f"servers for tests: {line}")
+
+    config.stash[STACK] = Stack(os.environ, say)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[STACK].close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that uses a server has its marker; a test that has the marker has a started server."""
+    for item in items:
+        names = getattr(item, "fixturenames", [])
+        for marker, fixtures in (("broker", BROKER_FIXTURES), ("database", DATABASE_FIXTURES)):
+            if fixtures.intersection(names):
+                item.add_marker(marker)
+            elif item.get_closest_marker(marker):
+                names.append(f"{marker}_server")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    yield from _skipping_what_is_unavailable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    yield from _skipping_what_is_unavailable()
+
+
+def _skipping_what_is_unavailable() -> Generator[None, None, None]:
+    try:
+        yield
+    except Unavailable as error:
+        # On a laptop a missing server is a skip; in CI it would hide that nothing was tested.
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    stack = config.stash[STACK]
+    if stack.started or stack.refused:
+        terminalreporter.section("servers for tests")
+    for line in (*stack.started, *stack.refused.values()):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def stack(pytestconfig: pytest.Config) -> Stack:
+    """All servers of this run."""
+    return pytestconfig.stash[STACK]
+
+
+@pytest.fixture(scope="session")
+def broker_server(stack: Stack) -> Broker:
+    """The RabbitMQ that all tests share: don't disturb it."""
+    return stack.broker()
+
+
+@pytest.fixture
+def broker_url(broker_server: Broker) -> Iterator[str]:
+    """The URL of a fresh virtual host, deleted afterwards."""
+    with broker_server.virtual_host() as url:
+        yield url
+
+
+@pytest.fixture
+def own_broker(stack: Stack) -> Broker:
+    """A RabbitMQ for this test alone, to kill, freeze and alarm; it is empty."""
+    return stack.own_broker()
+
+
+@pytest.fixture(scope="session")
+def database_server(stack: Stack) -> Database:
+    """The PostgreSQL that all tests share: don't disturb it."""
+    return stack.database()
+
+
+@pytest.fixture
+def empty_database_url(database_server: Database) -> Iterator[str]:
+    """The URL of a fresh empty database, dropped afterwards."""
+    with database_server.empty_database() as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(database_server: Database) -> Iterator[str]:
+    """The URL of a fresh database with all migrations applied, dropped afterwards."""
+    from services.database import migrate
+
+    with database_server.migrated_database(migrate) as url:
+        yield url
+
+
+@pytest.fixture
+def timescale_database_url(database_server: Database, database_url: str) -> str:
+    """The same; skipped where the stack that was chosen has no TimescaleDB."""
+    if not database_server.has_timescale():
+        pytest.skip(f"{database_server!r} has no TimescaleDB")
+    return database_url
+
+
+@pytest.fixture
+def plain_database_url(stack: Stack) -> Iterator[str]:
+    """The same on PostgreSQL without TimescaleDB."""
+    from services.database import migrate
+
+    with stack.plain_database().migrated_database(migrate) as url:
+        yield url
+
+
+@pytest.fixture
+def own_database(stack: Stack) -> Database:
+    """A PostgreSQL for this test alone, to kill and freeze; its url is an empty database."""
+    return stack.own_database()
