@@ -242,3 +242,26 @@ def test_every_listener_is_on_loopback(stack: Stack) -> None:
     ports = {port for _, port in addresses}
     assert {urlsplit(broker.url).port, urlsplit(stack.database().url).port} <= ports
     assert {address for address, _ in addresses} <= {"127.0.0.1", "::1"}
+
+
+async def hypertables(url: str) -> list[str]:
+    connection = await asyncpg.connect(url)
+    try:
+        if not await connection.fetchval("SELECT to_regclass('frames') IS NOT NULL"):
+            pytest.fail("the migrations have not been applied")
+        if not await connection.fetchval("SELECT to_regnamespace('_timescaledb_catalog')"):
+            return []
+        catalog = "SELECT table_name FROM _timescaledb_catalog.hypertable"
+        return [row[0] for row in await connection.fetch(catalog)]
+    finally:
+        await connection.close()
+
+
+async def test_a_migrated_database_has_hypertables_where_there_is_timescale(
+    timescale_database_url: str,
+) -> None:
+    assert "frames" in await hypertables(timescale_database_url)
+
+
+async def test_a_migrated_plain_database_has_none(plain_database_url: str) -> None:
+    assert await hypertables(plain_database_url) == []
