@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixtures.intersection(names):
                 item.add_marker(marker)
             elif item.get_closest_marker(marker):
-                names.append(f"{marker}_server")
+                # Not append: the parameter sets of one test share the list.
+                item.fixturenames = [*names, f"{marker}_server"]  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True)
