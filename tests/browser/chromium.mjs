@@ -43,3 +43,17 @@ export async function accessibilityFaults(page) {
   const { violations } = await new AxeBuilder({ page }).analyze()
   return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => `${id}: ${target}: ${failureSummary}`))
 }
+
+/** Which pixel columns of a canvas hold colour (axes and grid are grey): `#` for each that does, `.` for the others. */
+export async function colouredColumns(page, selector) {
+  return page.locator(selector).evaluate((canvas) => {
+    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+    const coloured = (x, y) => {
+      const at = (y * width + x) * 4
+      const [red, green, blue, alpha] = data.subarray(at, at + 4)
+      return alpha > 40 && Math.max(red, green, blue) - Math.min(red, green, blue) > 30
+    }
+    const rows = Array.from({ length: height }, (_, y) => y)
+    return Array.from({ length: width }, (_, x) => (rows.some((y) => coloured(x, y)) ? '#' : '.')).join('')
+  })
+}

@@ -4,18 +4,20 @@ import uPlot from 'uplot'
 import { latest, stacked, type Columns } from './columns.ts'
 import type { Panel } from './panels.ts'
 import { useTheme, type Theme } from './theme.ts'
-import { formatClock, formatTicks, formatValue } from './units.ts'
+import { formatClock, formatTick, formatTicks, formatValue } from './units.ts'
 
 /** Colours that differ in hue and lightness, on each background at a contrast of 3:1 or more. */
-const COLOURS: Record<Theme, { lines: string[]; grid: string; text: string; surface: string }> = {
+const COLOURS: Record<Theme, { lines: string[]; quiet: string; grid: string; text: string; surface: string }> = {
   light: {
     lines: ['#0f7c83', '#c25e0c', '#4a67c7', '#a8487f', '#5b8a1e', '#8a6d1b', '#7a55b8', '#64727f'],
+    quiet: '#8b98a5',
     grid: '#e8ebee',
     text: '#566270',
     surface: '#ffffff',
   },
   dark: {
     lines: ['#3fb9bf', '#e8934a', '#8ba3f5', '#de83b6', '#9cc95a', '#d2b35a', '#b497ec', '#9aa8b5'],
+    quiet: '#63717e',
     grid: '#252d35',
     text: '#9aa6b2',
     surface: '#171d23',
@@ -30,6 +32,8 @@ const BINARY_STEPS = Array.from({ length: 50 }, (_, power) => 2 ** power)
 export interface Window {
   start: number
   end: number
+  /** Values after this instant count as those of now. */
+  fresh: number
 }
 
 interface Props {
@@ -40,7 +44,8 @@ interface Props {
 
 /** Opposite lines of one subject (`sda read`, `sda written`) share their colour. */
 function colourOf(panel: Panel, names: readonly string[], index: number, theme: Theme): string {
-  const { lines } = COLOURS[theme]
+  const { lines, quiet } = COLOURS[theme]
+  if (panel.quiet === names[index]) return quiet
   const subjects = panel.queries.some((query) => query.below)
     ? [...new Set(names.map(subject))]
     : names
@@ -87,7 +92,7 @@ export function Chart({ panel, columns, window }: Props) {
     plot.current?.setData([[...at], ...lines.map((line) => [...line.values])])
   }, [panel, theme, key, shown, window.start, window.end])
 
-  const newest = latest(columns)
+  const newest = latest(columns, window.fresh)
   return (
     <>
       <div class="chart" ref={box} role="img" aria-label={`${panel.title}, ${panel.headline(newest)}`} />
@@ -140,7 +145,6 @@ function options(
     ticks: { show: false },
     border: { show: false },
   }
-  const alpha = panel.stacked === true ? '66' : '14'
   return {
     width,
     height: HEIGHT_PX,
@@ -150,7 +154,7 @@ function options(
       sync: { key: 'instance' },
       drag: { x: false, y: false },
       y: false,
-      points: { size: 7, width: 2, stroke: surface, fill: (_, index) => colours[index - 1] ?? text },
+      points: { size: 9, width: 1.5, stroke: surface, fill: (_, index) => colours[index - 1] ?? text },
     },
     scales: {
       x: { time: true, range: () => [view.current.start, view.current.end] },
@@ -164,24 +168,30 @@ function options(
         gap: 6,
         space: 36,
         ...(panel.unit.startsWith('bytes') ? { incrs: BINARY_STEPS } : {}),
-        values: (_, ticks) => ticks.map((tick) => formatValue(Math.abs(tick), panel.unit)),
+        values: (_, ticks) => ticks.map((tick) => formatTick(Math.abs(tick), panel.unit)),
       },
     ],
     series: [
       {},
       ...colours.map((colour) => ({
         stroke: colour,
-        width: 1.5,
-        fill: colour + alpha,
+        width: panel.stacked === true ? 1 : 1.5,
+        fill: colour + alpha(panel, colour, theme),
         points: { show: false },
         spanGaps: false,
       })),
     ],
     ...(panel.stacked === true
-      ? { bands: colours.slice(1).map((colour, index) => ({ series: [index + 2, index + 1] as [number, number], fill: colour + alpha })) }
+      ? { bands: colours.slice(1).map((colour, index) => ({ series: [index + 2, index + 1] as [number, number], fill: colour + alpha(panel, colour, theme) })) }
       : {}),
     hooks: { setCursor: [(chart: uPlot) => setRow(chart.cursor.idx ?? null)] },
   }
+}
+
+/** How dense the ground below a line is, as the last two digits of its colour; crossing lines have none. */
+function alpha(panel: Panel, colour: string, theme: Theme): string {
+  if (panel.stacked !== true) return panel.queries.some((query) => query.below) ? '14' : '00'
+  return colour === COLOURS[theme].quiet ? '30' : '70'
 }
 
 /** The axis' ends: from zero (or as far below as above), with a little air, within the panel's reach and limit. */

@@ -4,7 +4,6 @@
  */
 
 export interface Line {
-  /** What the line is, and what is shown of it. */
   readonly name: string
   readonly values: readonly (number | null)[]
 }
@@ -106,11 +105,13 @@ export function stacked(columns: Columns): Columns {
   return { at: columns.at, lines }
 }
 
-/** The newest value of each line within the last `rows` rows. */
-export function latest(columns: Columns, rows = 3): Map<string, number> {
+/** The newest value of each line that has one after an instant. */
+export function latest(columns: Columns, after: number): Map<string, number> {
+  const first = columns.at.findIndex((at) => at > after)
   const found = new Map<string, number>()
+  if (first < 0) return found
   for (const { name, values } of columns.lines) {
-    const value = values.slice(-rows).findLast((one) => one !== null)
+    const value = values.slice(first).findLast((one) => one !== null)
     if (value != null) found.set(name, value)
   }
   return found

@@ -14,7 +14,7 @@ export interface History {
 }
 
 const LOADING: History = { columns: EMPTY, loading: true, error: undefined }
-/** Between live values, more than this is a gap, not a line. */
+/** Between live values, more than this and than three of the collector's intervals is a gap, not a line. */
 const LIVE_GAP_S = 30
 /** Steps longer than this show nothing of single live values. */
 const LIVE_STEP_S = 15
@@ -39,21 +39,26 @@ export function useHistory(
     let timer: ReturnType<typeof setTimeout> | undefined
     let columns: Columns | undefined
     const early: Columns[] = []
+    let lastRow_s: number | undefined
+    let interval_s = Infinity
 
     const show = (next: Columns) => {
       columns = since(next, api.now() - range.range_s)
       setHistory({ columns, loading: false, error: undefined })
     }
     const load = async () => {
+      // While values come by themselves, there is nothing to ask for.
+      if (columns !== undefined && live !== undefined && stream.state === 'open') {
+        timer = setTimeout(() => void load(), range.step_s * 1000)
+        return
+      }
       const start = columns?.at.at(-1) ?? api.now() - range.range_s
       const grid = gridOf(columns === undefined ? start : start + range.step_s / 2, api.now(), range.step_s)
       let wait_ms = range.step_s * 1000
       try {
         const part = grid.end < grid.start ? EMPTY : await fetchColumns(panel, instance, range, grid, left.signal)
-        const first = columns === undefined
         const whole = columns === undefined ? part : followedBy(columns, part, Infinity)
-        show(inOrder(first ? early.reduce((all, row) => followedBy(all, row, LIVE_GAP_S), whole) : whole, panel))
-        if (live !== undefined) return
+        show(inOrder(early.splice(0).reduce((all, row) => followedBy(all, row, Infinity), whole), panel))
       } catch (error) {
         if (left.signal.aborted) return
         const reason = error instanceof api.ApiError ? error.message : String(error)
@@ -69,8 +74,11 @@ export function useHistory(
         if (live === undefined || from !== instance || values === undefined) return
         const row = liveRow(live.lines(new Reading(seconds(at), values)), seconds(at))
         if (row === undefined) return
+        const gap_s = Math.max(LIVE_GAP_S, 3 * interval_s)
+        interval_s = Math.min(interval_s, row.at[0]! - (lastRow_s ?? -Infinity))
+        lastRow_s = row.at[0]
         if (columns === undefined) early.push(row)
-        else show(inOrder(followedBy(columns, row, LIVE_GAP_S), panel))
+        else show(inOrder(followedBy(columns, row, gap_s), panel))
       },
     })
     return () => {

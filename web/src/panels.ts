@@ -31,6 +31,8 @@ export interface Panel {
   reach?: number
   /** The axis never reaches further. */
   limit?: number
+  /** A line that is the rest, and steps back. */
+  quiet?: string
   /** Lines in this order; others follow by name. */
   order?: readonly string[]
   /** The panel in one figure, from the newest value of each line. */
@@ -88,6 +90,7 @@ const memory: Panel = {
   unit: 'bytes',
   stacked: true,
   order: ['used', 'available'],
+  quiet: 'available',
   queries: [
     {
       expression: (instance) =>

@@ -1,5 +1,6 @@
 /** The small pieces that views are made of. Text from outside is only ever a text node. */
 import type { ComponentChildren } from 'preact'
+import { useStreamState } from './live.tsx'
 import type { Polled } from './polling.ts'
 import { useNow } from './polling.ts'
 import { instanceLink } from './route.ts'
@@ -31,9 +32,12 @@ export function Severity({ severity }: { severity: string | undefined }) {
   return <span class={`severity ${tone}`}>{severity}</span>
 }
 
-/** How long ago an instant was; the instant itself on hovering. */
-export function Age({ at, every_s = 1 }: { at: string | null; every_s?: number }) {
-  const now = useNow(every_s)
+/** How long ago an instant was, ticking; the instant itself on hovering. */
+export function Age({ at }: { at: string | null }) {
+  return <Ago at={at} now={useNow()} />
+}
+
+export function Ago({ at, now }: { at: string | null; now: number }) {
   if (at === null) return <span class="faint">never</span>
   const at_s = seconds(at)
   return (
@@ -109,7 +113,10 @@ export function Loading({ rows = 3 }: { rows?: number }) {
   )
 }
 
+/** Silent while the whole connection is lost and old data stands: the page says that once, above everything. */
 export function Failure({ error, at }: { error: string; at?: number | undefined }) {
+  const stream = useStreamState()
+  if (stream === 'lost' && at !== undefined) return null
   return (
     <p class="failure" role="alert">
       <strong>Not up to date:</strong> {error}. {at === undefined ? 'Trying again.' : `This is from ${formatClock(at)}; trying again.`}
@@ -129,8 +136,8 @@ export function Answer<T>({ of, rows, children }: { of: Polled<T>; rows?: number
 
 export interface Column<T> {
   title: string
-  /** `number` aligns right; `wide` takes what is left. */
-  kind?: 'number' | 'wide'
+  /** `lead` names the row; `number` aligns right; `wide` takes room. */
+  kind?: 'lead' | 'number' | 'wide'
   cell: (item: T) => ComponentChildren
 }
 

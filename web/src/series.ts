@@ -46,11 +46,12 @@ export class Reading {
 
   constructor(
     readonly at: number,
-    values: Readonly<Record<string, number>>,
+    /** Null stands for NaN and the infinities, which JSON can't say. */
+    values: Readonly<Record<string, number | null>>,
   ) {
     for (const [text, value] of Object.entries(values)) {
       const series = parseSeries(text)
-      if (series === undefined) continue
+      if (series === undefined || value === null) continue
       const same = this.byMetric.get(series.metric)
       const one = { labels: series.labels, value }
       if (same === undefined) this.byMetric.set(series.metric, [one])

@@ -11,7 +11,7 @@ export interface Samples {
   job: string
   instance: string
   at: string
-  values?: Record<string, number>
+  values?: Record<string, number | null>
 }
 
 export interface Following {

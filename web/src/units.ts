@@ -5,18 +5,15 @@ export type Unit = 'ratio' | 'bytes' | 'bytes_per_s' | 'number'
 const BINARY = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB']
 const NO_VALUE = '–'
 
-/** Three significant digits, never in exponent form below a million. */
+/** Three significant digits, never in exponent form between 0.005 and a million. */
 function digits(value: number): string {
   const size = Math.abs(value)
+  if (size === 0) return '0'
   if (size >= 1e6) return value.toExponential(2)
   if (size >= 100) return value.toFixed(0)
   if (size >= 10) return value.toFixed(1)
-  if (size >= 0.005 || size === 0) return value.toFixed(2)
+  if (size >= 0.005) return value.toFixed(2)
   return value.toExponential(1)
-}
-
-function trimmed(text: string): string {
-  return text.includes('.') && !text.includes('e') ? text.replace(/\.?0+$/, '') : text
 }
 
 export function formatBytes(bytes: number): string {
@@ -27,14 +24,13 @@ export function formatBytes(bytes: number): string {
     value /= 1024
     unit += 1
   }
-  const text = unit === 0 ? value.toFixed(0) : digits(value)
-  return `${trimmed(text)} ${BINARY[unit]}`
+  return `${unit === 0 ? value.toFixed(0) : digits(value)} ${BINARY[unit]}`
 }
 
 export function formatRatio(ratio: number): string {
   const percent = ratio * 100
   const size = Math.abs(percent)
-  return `${trimmed(percent.toFixed(size >= 99.95 || size === 0 ? 0 : 1))} %`
+  return `${percent.toFixed(size >= 99.95 || size === 0 ? 0 : 1)} %`
 }
 
 /** A value in its unit; a dash for none, and the special floats by name. */
@@ -49,8 +45,13 @@ export function formatValue(value: number | null | undefined, unit: Unit): strin
     case 'bytes_per_s':
       return `${formatBytes(value)}/s`
     case 'number':
-      return trimmed(digits(value))
+      return digits(value)
   }
+}
+
+/** A value beside an axis: no zeros that say nothing (`40 %`, `1.5 GiB`). */
+export function formatTick(value: number, unit: Unit): string {
+  return formatValue(value, unit).replace(/(\.\d*?)0+(?=\D|$)/, '$1').replace(/\.(?=\D|$)/, '')
 }
 
 const COUNT = new Intl.NumberFormat('en')

@@ -112,6 +112,7 @@ function Rules({ groups }: { groups: readonly api.RuleGroup[] }) {
         { title: 'State', cell: ({ state, health }) => <State state={health === 'err' ? 'failing' : (state ?? 'inactive')} {...(health === 'err' ? { tone: 'critical' as const } : {})} /> },
         {
           title: 'Rule',
+          kind: 'lead',
           cell: ({ name, group, labels }) => (
             <span class="name-cell">
               <span>{name}</span>

@@ -105,6 +105,7 @@ function Deliveries({ deliveries }: { deliveries: readonly api.Delivery[] }) {
         { title: 'State', cell: ({ state }) => <State state={state} {...(state === 'pending' ? { tone: 'warning' as const } : {})} /> },
         {
           title: 'Receiver',
+          kind: 'lead',
           cell: ({ receiver, channel }) => (
             <span class="name-cell">
               <span>{receiver}</span>

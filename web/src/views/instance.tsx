@@ -19,6 +19,8 @@ const UPTIME_EVERY_S = 60
 const TRANSITIONS = 10
 /** How often the charts' right edge moves. */
 const WINDOW_EVERY_S = 5
+/** A value older than this (and than three steps) is not the one of now. */
+const FRESH_S = 60
 
 interface Props {
   name: string
@@ -39,7 +41,7 @@ export function Instance({ name, range: rangeId }: Props) {
     before.current = state
   }, [state])
   const now = useNow(WINDOW_EVERY_S)
-  const window = { start: now - range.range_s, end: now }
+  const window = { start: now - range.range_s, end: now, fresh: now - Math.max(FRESH_S, 3 * range.step_s) }
 
   return (
     <>
@@ -142,7 +144,7 @@ function PanelCard({ panel, name, range, revision, window }: PanelProps) {
     <figure class="card panel" aria-busy={loading} id={`panel-${panel.id}`}>
       <figcaption class="card-head">
         <h2>{panel.title}</h2>
-        <span class="headline">{panel.headline(latest(columns))}</span>
+        <span class="headline">{panel.headline(latest(columns, window.fresh))}</span>
       </figcaption>
       {error !== undefined && <Failure error={error} at={columns.at.at(-1)} />}
       {loading ? (

@@ -2,8 +2,8 @@
 import { useMemo, useRef, useState } from 'preact/hooks'
 import * as api from '../api.ts'
 import { useListener } from '../live.tsx'
-import { Age, Answer, Empty, InstanceName, Section, State, Table, type Column } from '../parts.tsx'
-import { usePolled } from '../polling.ts'
+import { Ago, Answer, Empty, InstanceName, State, Table, type Column } from '../parts.tsx'
+import { useNow, usePolled } from '../polling.ts'
 import { formatCount, formatValue, seconds } from '../units.ts'
 
 const AGENTS_EVERY_S = 10
@@ -65,7 +65,7 @@ export function Instances() {
         </label>
       </div>
       <Proof />
-      <Section title="All instances" flush>
+      <section class="card flush" aria-label="All instances">
         <Answer of={agents} rows={5}>
           {(all) => {
             const shown = all.filter((agent) => matches(agent, filter)).toSorted(byUrgency)
@@ -86,7 +86,7 @@ export function Instances() {
             )
           }}
         </Answer>
-      </Section>
+      </section>
     </>
   )
 }
@@ -139,7 +139,7 @@ function columns(figures: Glance, firing: Figures, streamed: ReadonlyMap<string,
   return [
     {
       title: 'Instance',
-      kind: 'wide',
+      kind: 'lead',
       cell: ({ instance, job }) => (
         <span class="name-cell">
           <InstanceName name={instance} />
@@ -156,7 +156,7 @@ function columns(figures: Glance, firing: Figures, streamed: ReadonlyMap<string,
     {
       title: 'Last sample',
       kind: 'number',
-      cell: (agent) => <Age at={newer(agent.last_sample_at, streamed.get(keyOf(agent)))} />,
+      cell: (agent) => <LastSample agent={agent} streamed={streamed} />,
     },
     { title: 'CPU', cell: ({ instance, state }) => <Share value={figures.cpu.get(instance)} quiet={state !== 'up'} /> },
     { title: 'Memory', cell: ({ instance, state }) => <Share value={figures.memory.get(instance)} quiet={state !== 'up'} /> },
@@ -180,6 +180,12 @@ function columns(figures: Glance, firing: Figures, streamed: ReadonlyMap<string,
       ),
     },
   ]
+}
+
+/** Reads what the stream told at each tick, so that a stream of many hosts renders nothing by itself. */
+function LastSample({ agent, streamed }: { agent: api.Agent; streamed: ReadonlyMap<string, string> }) {
+  const now = useNow()
+  return <Ago at={newer(agent.last_sample_at, streamed.get(keyOf(agent)))} now={now} />
 }
 
 /** A share of one as a bar and in words. */

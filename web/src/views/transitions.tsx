@@ -9,7 +9,7 @@ export function TransitionTable({ transitions, instances = false }: { transition
     { title: 'When', cell: ({ at }) => <Instant at={at} /> },
     {
       title: 'Alert',
-      kind: 'wide',
+      kind: 'lead',
       cell: ({ rule, labels, severity }) => (
         <span class="name-cell">
           <span>{labels.alertname ?? rule}</span>
