@@ -5,6 +5,7 @@ Imports are made when a subcommand needs them, so that an agent loads no server'
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import os
 import sys
@@ -112,12 +113,11 @@ def _run_service(name: str, config: Path | None, flags: dict[str, str]) -> int:
 
 def run_loop(work: Any) -> None:
     """asyncio.run, on uvloop where it is installed (the agent's base install has none)."""
-    try:
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ModuleNotFoundError):
         import uvloop
 
         factory = uvloop.new_event_loop
-    except ModuleNotFoundError:
-        factory = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(work)
 

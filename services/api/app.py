@@ -1,0 +1,86 @@
+"""The web application: routes, error formats, security headers, and the page's files."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from starlette.staticfiles import StaticFiles
+
+from services.api import errors, prometheus, resources, sse
+from services.api.state import State
+from services.runtime import health_response
+
+PAGE = Path(__file__).parent / "static"
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def create_app(state: State, page: Path | None = None) -> FastAPI:
+    """The application around one process' state. It does no work until it is asked."""
+    app = FastAPI(title="Vervet", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
+    app.state.vervet = state
+    errors.install(app)
+    app.include_router(prometheus.router)
+    app.include_router(resources.router)
+    app.include_router(sse.router)
+    _add_operations(app, state)
+    _add_page(app, page or PAGE)
+
+    @app.middleware("http")
+    async def secure(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response = await call_next(request)
+        response.headers.update(SECURITY_HEADERS)
+        return response
+
+    return app
+
+
+def _add_operations(app: FastAPI, state: State) -> None:
+    @app.get("/-/healthy", include_in_schema=False)
+    async def healthy() -> PlainTextResponse:
+        return PlainTextResponse("healthy\n")
+
+    @app.get("/-/ready", include_in_schema=False)
+    async def ready() -> PlainTextResponse:
+        status, text = health_response(state.health)
+        return PlainTextResponse(text, int(status.split()[0]))
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI, page: Path) -> None:
+    """The page and its files; where it was not built, a sentence that says how to build it."""
+    if not (page / "index.html").exists():
+
+        @app.get("/", include_in_schema=False)
+        async def unbuilt() -> Any:
+            return PlainTextResponse("The page is not built. Run: make web\n", 404)
+
+        return
+    app.mount("/assets", StaticFiles(directory=page / "assets"), name="assets")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(page / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        path = page / name
+        if path.parent != page or not path.is_file():
+            return errors.problem(404, f"there is no /{name}")
+        return FileResponse(path)

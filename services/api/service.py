@@ -1,0 +1,83 @@
+"""The api process: answers from the start, also while the database is away, and says so."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+
+import uvicorn
+
+from schemas.topology import ALERTS, SAMPLES, Exchange, Topology
+from services.api.app import create_app
+from services.api.settings import ApiSettings
+from services.api.state import State
+from services.api.stream import Hub
+from services.database import open_pool, wait_for_schema
+from services.runtime import Context, Health, split_listen, wait_for_topology
+
+NEEDS = Topology(exchanges=(Exchange(SAMPLES, "topic"), Exchange(ALERTS, "topic")))
+
+GRACE_S = 2
+"""Open requests get this long after the stop; streams end at once by themselves."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, told to stop by us: signals belong to the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: ApiSettings, context: Context, whole: Health | None = None) -> None:
+    """Serve HTTP until told to stop. `whole` is the readiness to show, where it is more than ours.
+
+    Raises OSError when the address is taken.
+    """
+    url = settings.database
+    hub = Hub(context.bus)
+    async with (
+        open_pool(url, size=settings.database_pool_size, read_only=True) as pool,
+        asyncio.TaskGroup() as group,
+    ):
+        state = State(
+            settings,
+            pool,
+            hub,
+            whole or context.health,
+            asyncio.Semaphore(settings.query_concurrency),
+        )
+        server = _Server(_configuration(settings, state))
+        tasks = [
+            group.create_task(wait_for_topology(context, NEEDS), name="api topology"),
+            group.create_task(wait_for_schema(pool, url, context), name="api database"),
+            group.create_task(hub.run(), name="api streams"),
+        ]
+        serving = group.create_task(_serve(server), name="api http")
+        await context.stopping.wait()
+        hub.close()
+        server.should_exit = True
+        await serving
+        for task in tasks:
+            task.cancel()
+
+
+async def _serve(server: uvicorn.Server) -> None:
+    try:
+        await server.serve()
+    except SystemExit as error:  # how uvicorn says that it could not bind; it has logged why
+        raise OSError("the api's address cannot be used; see the log") from error
+
+
+def _configuration(settings: ApiSettings, state: State) -> uvicorn.Config:
+    host, port = split_listen(settings.listen)
+    return uvicorn.Config(
+        create_app(state, settings.page_directory),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=int(timedelta(seconds=15).total_seconds()),
+    )
