@@ -134,7 +134,12 @@ async def _serve(name: str, settings: ServiceSettings, serve: Any) -> None:
 
 @asynccontextmanager
 async def open_bus(settings: ServiceSettings, name: str) -> AsyncIterator[Bus]:
-    """The bus that the settings name."""
+    """The bus that the settings name; an agent may have none and keep what it reads."""
+    if name == "agent" and settings.broker_url is None:
+        from services.bus_none import NoBus
+
+        yield NoBus()
+        return
     from services.bus_rabbit import rabbit_bus
 
     opened: AbstractAsyncContextManager[Bus] = rabbit_bus(
