@@ -112,7 +112,7 @@ export function fleet() {
         rule('HighMemory', '1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes > 0.95', 300, 'warning'),
         rule('FilesystemAlmostFull', '1 - node_filesystem_avail_bytes / node_filesystem_size_bytes > 0.8', 60, 'warning', 'firing'),
         rule('HighLoad', 'node_load5 > 4', 300, 'warning', 'pending'),
-        rule('AgentSilent', 'absent(up)', 60, 'critical', 'firing'),
+        { ...rule('AgentSilent', '', 0, 'critical', 'firing'), noData: 60 },
       ],
     }],
     inbox: [
@@ -127,6 +127,8 @@ export function fleet() {
     ],
     /** Instants (unix seconds) for which hosts have no samples. */
     gap: [now() - 520, now() - 400],
+    /** No list is longer, whatever its limit. */
+    cap: Infinity,
     /** Paths that answer 500. */
     broken: new Set(),
   }
@@ -175,7 +177,11 @@ export class Fake {
   resource(path, query) {
     const { agents, pipeline, alerts, transitions, groups, inbox, deliveries } = this.world
     const instance = query.get('instance')
-    const list = (items) => ({ items: items.slice(0, Number(query.get('limit') ?? 100)), next: null })
+    const list = (items) => {
+      const start = Number(query.get('cursor') ?? 0)
+      const end = start + Math.min(this.world.cap, Number(query.get('limit') ?? 100))
+      return { items: items.slice(start, end), next: end < items.length ? String(end) : null }
+    }
     const success = (data) => ({ status: 'success', data })
     switch (path) {
       case '/v1/agents': return list(agents.map((one) => (one.state === 'up' ? { ...one, last_sample_at: iso(now() - 1) } : one)))

@@ -41,6 +41,25 @@ test('instances show their state, age and load at a glance', () =>
     assert.equal(await page.locator('tbody tr').count(), 6)
   }))
 
+test('a fleet that takes several pages is shown whole', () =>
+  visit('#/', (page) => page.waitForFunction(() => document.querySelectorAll('tbody tr').length === 6), { world: { ...fleet(), cap: 4 } }))
+
+test('a list that was cut shows more on demand', () => {
+  const world = fleet()
+  world.transitions = Array.from({ length: 60 }, (_, id) => ({ ...world.transitions[0], id }))
+  return visit(
+    '#/alerts',
+    async (page) => {
+      const rows = page.getByRole('table', { name: 'Transitions' }).locator('tbody tr')
+      await rows.nth(24).waitFor()
+      assert.equal(await rows.count(), 25)
+      await page.getByRole('button', { name: 'Show more' }).click()
+      await rows.nth(49).waitFor()
+    },
+    { world },
+  )
+})
+
 test('the age of the last sample ticks', () =>
   visit('#/', async (page, fake) => {
     const age = row(page, 'edge-berlin-07').locator('time')
@@ -147,6 +166,7 @@ test('alerts show what fires, what changed and the rules', () =>
     assert.match(await first.innerText(), /firing[\s\S]*AgentSilent[\s\S]*critical[\s\S]*for 4 m[\s\S]*value 340/)
     await page.getByRole('table', { name: 'Transitions' }).getByRole('row').nth(5).waitFor()
     await page.getByRole('table', { name: 'Rules' }).getByText('node_load5 > 4').waitFor()
+    await page.getByRole('table', { name: 'Rules' }).getByText('no samples for 1 m').waitFor()
     assert.equal(await page.locator('.count').innerText(), '2')
   }))
 

@@ -15,7 +15,7 @@ export interface Agent {
   messages: number
   missing: number
   samples: number
-  version: string | null
+  version: string
 }
 
 export type AlertState = 'inactive' | 'pending' | 'firing'
@@ -43,8 +43,11 @@ export interface Alert {
 export interface Rule {
   type: string
   name: string
+  /** Empty for a rule that fires when samples stay away. */
   query: string
   duration: number
+  /** After how many seconds without samples it fires. */
+  noData?: number | null
   labels: Labels
   annotations: Labels
   state?: AlertState

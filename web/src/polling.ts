@@ -12,11 +12,15 @@ export interface Polled<T> {
   refresh(): void
 }
 
-/** Asks now, then every so many seconds while the page is visible; anew when `key` changes. */
+/**
+ * Asks now, then every so many seconds while the page is visible. When `key` changes, the answer is of something else
+ * and is dropped; when `more` changes, it is asked for again and stands until then.
+ */
 export function usePolled<T>(
   ask: (signal: AbortSignal) => Promise<T>,
   every_s: number,
-  key: string = '',
+  key = '',
+  more = 0,
 ): Polled<T> {
   const [answer, setAnswer] = useState<Omit<Polled<T>, 'refresh'>>({ data: undefined, error: undefined, at: undefined })
   const asking = useRef(ask)
@@ -58,6 +62,11 @@ export function usePolled<T>(
       document.removeEventListener('visibilitychange', visible)
     }
   }, [every_s, key])
+
+  const [first] = useState(more)
+  useEffect(() => {
+    if (more !== first) again.current()
+  }, [more])
 
   return { ...answer, refresh: () => again.current() }
 }

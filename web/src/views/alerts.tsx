@@ -15,7 +15,7 @@ const RANK: Record<string, number> = { critical: 0, warning: 1 }
 export function Alerts() {
   const [limit, setLimit] = useState(TRANSITIONS)
   const alerts = usePolled(api.alerts, EVERY_S)
-  const transitions = usePolled((signal) => api.transitions({ limit }, signal), EVERY_S, String(limit))
+  const transitions = usePolled((signal) => api.transitions({ limit }, signal), EVERY_S, '', limit)
   const groups = usePolled(api.ruleGroups, EVERY_S)
   const refresh = () => {
     alerts.refresh()
@@ -96,6 +96,17 @@ function severityTone(severity: string | undefined): string {
   return severity === 'critical' || severity === undefined ? 'critical' : 'warning'
 }
 
+function Condition({ rule: { query, noData } }: { rule: api.Rule }) {
+  const silence = noData == null ? '' : `no samples for ${formatSpan(noData)}`
+  return (
+    <span class="muted">
+      {query !== '' && <code class="expression">{query}</code>}
+      {query !== '' && silence !== '' && ', or '}
+      {silence}
+    </span>
+  )
+}
+
 interface NamedRule extends api.Rule {
   group: string
 }
@@ -121,7 +132,7 @@ function Rules({ groups }: { groups: readonly api.RuleGroup[] }) {
             </span>
           ),
         },
-        { title: 'Fires when', kind: 'wide', cell: ({ query }) => <code class="expression">{query}</code> },
+        { title: 'Fires when', kind: 'wide', cell: (rule) => <Condition rule={rule} /> },
         { title: 'For', kind: 'number', cell: ({ duration }) => (duration === 0 ? 'at once' : formatSpan(duration)) },
       ]}
     />

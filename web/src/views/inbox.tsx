@@ -12,11 +12,12 @@ const PAGE = 25
 export function Inbox() {
   const [messageLimit, setMessageLimit] = useState(PAGE)
   const [deliveryLimit, setDeliveryLimit] = useState(PAGE)
-  const messages = usePolled((signal) => api.inbox({ limit: messageLimit }, signal), EVERY_S, String(messageLimit))
+  const messages = usePolled((signal) => api.inbox({ limit: messageLimit }, signal), EVERY_S, '', messageLimit)
   const deliveries = usePolled(
     (signal) => api.deliveries({ limit: deliveryLimit }, signal),
     EVERY_S,
-    String(deliveryLimit),
+    '',
+    deliveryLimit,
   )
   const refresh = () => {
     messages.refresh()

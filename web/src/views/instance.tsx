@@ -114,7 +114,7 @@ function Facts({ agent }: { agent: api.Agent }) {
         <Fact name="missing">
           <span class={agent.missing === 0 ? '' : 'critical-text'}>{formatCount(agent.missing)}</span>
         </Fact>
-        {agent.version !== null && <Fact name="agent">{agent.version}</Fact>}
+        {agent.version !== '' && <Fact name="agent">{agent.version}</Fact>}
       </dl>
       <Labels labels={{ job: agent.job, ...agent.labels }} except={['instance']} />
     </div>
