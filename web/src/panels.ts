@@ -60,6 +60,10 @@ function both(latest: ReadonlyMap<string, number>, down: string, up: string): st
   return `${formatValue(first, 'bytes_per_s')}${down}, ${formatValue(second, 'bytes_per_s')}${up}`
 }
 
+/** Small file systems in memory that every host has by the dozen, and nobody fills. */
+const RUN = /^\/run(\/.*)?$/
+const NOT_RUN = 'mountpoint!~"/run(/.*)?"'
+
 /** Usage by mount point; a second file system on the same one has its device in its name. */
 function mountpoint(labels: Labels): string {
   return labels.mountpoint ?? labels.device ?? ''
@@ -154,7 +158,7 @@ const filesystem: Panel = {
   queries: [
     {
       expression: (instance) =>
-        `1 - node_filesystem_avail_bytes{${instance}} / node_filesystem_size_bytes{${instance}}`,
+        `1 - node_filesystem_avail_bytes{${instance},${NOT_RUN}} / node_filesystem_size_bytes{${instance},${NOT_RUN}}`,
       name: mountpoint,
     },
   ],
@@ -167,7 +171,7 @@ const filesystem: Panel = {
       const used = new Map<string, number>()
       for (const { labels, value } of reading.of('node_filesystem_avail_bytes')) {
         const size = sizes.get(mountpoint(labels))
-        if (size !== undefined && size > 0) used.set(mountpoint(labels), 1 - value / size)
+        if (size !== undefined && size > 0 && !RUN.test(mountpoint(labels))) used.set(mountpoint(labels), 1 - value / size)
       }
       return used
     },
@@ -198,6 +202,9 @@ const disk: Panel = {
   empty: 'No disk samples in this range.',
 }
 
+/** Traffic that stays on the host: the loopback, and containers' ends of their bridges, which count it again. */
+const NOT_LOCAL = 'device!~"lo|veth.+"'
+
 const network: Panel = {
   id: 'network',
   title: 'Network',
@@ -205,12 +212,12 @@ const network: Panel = {
   queries: [
     {
       expression: (instance, window) =>
-        `rate(node_network_receive_bytes_total{${instance},device!="lo"}[${window}])`,
+        `rate(node_network_receive_bytes_total{${instance},${NOT_LOCAL}}[${window}])`,
       name: (labels) => `${labels.device ?? ''}${IN}`,
     },
     {
       expression: (instance, window) =>
-        `rate(node_network_transmit_bytes_total{${instance},device!="lo"}[${window}])`,
+        `rate(node_network_transmit_bytes_total{${instance},${NOT_LOCAL}}[${window}])`,
       name: (labels) => `${labels.device ?? ''}${OUT}`,
       below: true,
     },

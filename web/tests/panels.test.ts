@@ -22,10 +22,12 @@ test('live memory is split as its history is', () => {
   assert.deepEqual([...lines(new Reading(1, { node_memory_MemTotal_bytes: 10 }))], [])
 })
 
-test('live usage joins available and size on the mount point', () => {
+test('live usage joins available and size on the mount point, and leaves /run out', () => {
   const reading = new Reading(1, {
     'node_filesystem_avail_bytes{device="a",fstype="x",mountpoint="/"}': 25,
     'node_filesystem_size_bytes{device="a",fstype="x",mountpoint="/"}': 100,
+    'node_filesystem_avail_bytes{device="t",fstype="tmpfs",mountpoint="/run/lock"}': 1,
+    'node_filesystem_size_bytes{device="t",fstype="tmpfs",mountpoint="/run/lock"}': 2,
     'node_filesystem_avail_bytes{device="b",fstype="x",mountpoint="/none"}': 0,
     'node_filesystem_size_bytes{device="b",fstype="x",mountpoint="/none"}': 0,
   })
