@@ -61,7 +61,7 @@ async def vervet(*arguments: str, log: Path, **environ: str) -> AsyncIterator[Ru
     settings = {f"VERVET_{name.upper()}": value for name, value in environ.items()}
     plain = {key: value for key, value in os.environ.items() if not key.startswith("VERVET_")}
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: ASYNC220: starting it is quick
+        process = subprocess.Popen(  # noqa: ASYNC220 (quick)
             [sys.executable, "-m", "services.cli", *arguments],
             env={**plain, "VERVET_LISTEN": address, **settings},
             stdin=subprocess.DEVNULL,
