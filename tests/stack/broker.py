@@ -63,6 +63,10 @@ class Broker:
         self._own().thaw()
         self._frozen = False
 
+    def pid(self) -> int:
+        """Its first process, below which all of its others are found."""
+        return self._own().pid()
+
     def is_running(self) -> bool:
         return self._own().is_running()
 

@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,17 +75,31 @@ def ensure_image(name: str, say: Say) -> None:
         raise Unavailable(f"docker pull {name}: {pulled.stderr.strip()}")
 
 
+_REMOVE = """
+if docker container inspect "$0" >/dev/null 2>&1; then docker rm --force --volumes "$0"; fi
+"""
+
+
 @dataclass
 class ContainerProcess:
-    """A server in a container (implements Process)."""
+    """A server in a container (implements Process).
+
+    stop_command: what ends it in order from within; by default the engine's own stop does.
+    """
 
     name: str
+    stop_command: tuple[str, ...] = ()
 
     def start(self) -> None:
         _check("start", self.name)
 
     def stop(self) -> None:
-        _check("stop", "--time", "60", self.name)
+        if self.stop_command:
+            # The command itself may end with the container: what counts is that this ended.
+            _docker("exec", self.name, *self.stop_command)
+            _check("wait", self.name)
+        else:
+            _check("stop", "--time", "60", self.name)
 
     def kill(self) -> None:
         if self.is_running():
@@ -100,6 +115,9 @@ class ContainerProcess:
 
     def is_running(self) -> bool:
         return self._state() in ("running", "paused")
+
+    def pid(self) -> int:
+        return int(_docker("inspect", "--format", "{{.State.Pid}}", self.name).stdout)
 
     def run(self, *argv: str) -> str:
         done = _docker("exec", self.name, *argv)
@@ -126,33 +144,45 @@ def broker_container(
     # An image without the management suffix has no plugin on; the official one reads this file.
     enable = f"echo '{PLUGINS}' > /etc/rabbitmq/enabled_plugins"
     script = f"{enable}; exec docker-entrypoint.sh rabbitmq-server"
-    return _create(
+    container = _create(
         keeper,
         ("--publish", f"127.0.0.1:{amqp_port}:5672"),
         ("--publish", f"127.0.0.1:{management_port}:15672"),
         ("--env", f"RABBITMQ_DEFAULT_USER={ROLE}", "--env", f"RABBITMQ_DEFAULT_PASS={password}"),
         ("--entrypoint", "sh", image_name, "-c", script),
     )
+    # A shell or su between the container's first process and the node doesn't pass on SIGTERM.
+    container.stop_command = ("rabbitmqctl", "--quiet", "shutdown")
+    return container
 
 
 def database_container(
-    image_name: str, keeper: Keeper, port: int, password: str, *, timescale: bool
+    image_name: str,
+    keeper: Keeper,
+    port: int,
+    password: str,
+    *,
+    timescale: bool,
+    settings: Mapping[str, str],
 ) -> ContainerProcess:
-    """Create a PostgreSQL container; it isn't started yet. timescale: preload TimescaleDB."""
-    settings = SERVER_SETTINGS | (TIMESCALE_SETTINGS if timescale else PLAIN_SETTINGS)
+    """Create a PostgreSQL container; it isn't started yet.
+
+    timescale: preload TimescaleDB. settings: over those of all servers.
+    """
+    common = SERVER_SETTINGS | (TIMESCALE_SETTINGS if timescale else PLAIN_SETTINGS)
     return _create(
         keeper,
         ("--publish", f"127.0.0.1:{port}:5432", "--env", f"POSTGRES_PASSWORD={password}"),
         # The image's own scripts there tune it to the machine and make the extension in every
         # database, which fails where it isn't preloaded.
         ("--tmpfs", "/docker-entrypoint-initdb.d", "--shm-size", "256m"),
-        (image_name, "postgres", *postgres_options(settings)),
+        (image_name, "postgres", *postgres_options({**common, **settings})),
     )
 
 
 def _create(keeper: Keeper, *options: tuple[str, ...]) -> ContainerProcess:
     name = f"vervet-test-{os.getpid()}-{secrets.token_hex(4)}"
-    keeper.at_end("docker", "rm", "--force", "--volumes", name)
+    keeper.at_end("sh", "-c", _REMOVE, name)
     _check("create", "--name", name, *(word for group in options for word in group))
     return ContainerProcess(name)
 

@@ -58,6 +58,10 @@ class Database:
     def thaw(self) -> None:
         self._own().thaw()
 
+    def pid(self) -> int:
+        """The postmaster."""
+        return self._own().pid()
+
     def is_running(self) -> bool:
         return self._own().is_running()
 

@@ -83,6 +83,11 @@ class TreeProcess:
     def is_running(self) -> bool:
         return self._process is not None and is_alive(self._process)
 
+    def pid(self) -> int:
+        if self._process is None:
+            raise Unavailable(f"{self.argv[0]} was not started")
+        return self._process.pid
+
     def run(self, *argv: str) -> str:
         return run_in(self.tree, self.user, self.environment, *argv)
 
@@ -182,11 +187,17 @@ def broker_ports() -> BrokerPorts:
 
 
 def database_process(
-    tree: Tree, keeper: Keeper, port: int, password: str, *, timescale: bool
+    tree: Tree,
+    keeper: Keeper,
+    port: int,
+    password: str,
+    *,
+    timescale: bool,
+    settings: Mapping[str, str],
 ) -> TreeProcess:
     """Prepare a PostgreSQL server on a fresh data folder; it isn't started yet.
 
-    timescale: preload TimescaleDB, where the tree has it.
+    timescale: preload TimescaleDB, where the tree has it. settings: over those of all servers.
     """
     user = "postgres"
     binaries = _postgres_binaries(tree)
@@ -203,9 +214,9 @@ def database_process(
         *("--pwfile", str(folder / "password")),
     )
     preload = timescale and _has_timescale(tree)
-    settings = SERVER_SETTINGS | (TIMESCALE_SETTINGS if preload else PLAIN_SETTINGS)
+    common = SERVER_SETTINGS | (TIMESCALE_SETTINGS if preload else PLAIN_SETTINGS)
     own = {"port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
-    argv = (f"{binaries}/postgres", "-D", data, *postgres_options(settings | own))
+    argv = (f"{binaries}/postgres", "-D", data, *postgres_options({**common, **settings, **own}))
     return TreeProcess(tree, keeper, user, folder, environment, argv, signal.SIGINT)
 
 

@@ -24,15 +24,19 @@ class Stack:
     """Starts servers on demand. What can't be had raises Unavailable, each time it's asked.
 
     started, refused, ways: what became of it so far. say: tells the person what takes long.
+    database_settings: PostgreSQL's, over those of tests/stack/settings.py.
     """
 
-    def __init__(self, environ: Mapping[str, str], say: Say) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], say: Say, database_settings: Mapping[str, str] = {}
+    ) -> None:
         self.keeper = Keeper()
         self.started: list[str] = []
         self.refused: dict[str, str] = {}
         self.ways: dict[Server, Kind] = {}
         self._environ = environ
         self._say = say
+        self._database_settings = database_settings
         self._servers: dict[str, Broker | Database] = {}
 
     def broker(self) -> Broker:
@@ -173,18 +177,19 @@ class Stack:
 
     def _start_another(self, way: Kind, *, timescale: bool) -> Database:
         password, role_password, port = secrets.token_hex(16), secrets.token_hex(16), free_port()
+        settings = self._database_settings
         if way == "url":
             raise Unavailable("no second PostgreSQL for a test: the database was given by URL")
         if way == "docker":
             image = containers.image("database")
             containers.ensure_image(image, self._say)
             process: Process = containers.database_container(
-                image, self.keeper, port, password, timescale=timescale
+                image, self.keeper, port, password, timescale=timescale, settings=settings
             )
         else:
             tree = trees.ensure(way, self._environ, self.keeper, self._say)
             process = debian.database_process(
-                tree, self.keeper, port, password, timescale=timescale
+                tree, self.keeper, port, password, timescale=timescale, settings=settings
             )
         address = f"127.0.0.1:{port}/postgres"
         database = Database(

@@ -17,6 +17,8 @@ SERVER_SETTINGS = {
     "log_checkpoints": "off",
     "timezone": "UTC",
 }
+# What a benchmark measures has to be what a machine's crash would leave as well.
+DURABLE_SETTINGS = {"fsync": "on", "full_page_writes": "on"}
 PLAIN_SETTINGS = {"shared_preload_libraries": ""}
 TIMESCALE_SETTINGS = {
     "shared_preload_libraries": "timescaledb",
