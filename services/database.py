@@ -132,7 +132,7 @@ async def wait_for_schema(pool: Pool, url: str, context: Context) -> None:
             reason = f"{address(url)}: {describe(error)}"
             if context.health.waiting("database", reason):
                 log.warning("waiting for the database", reason=reason)
-        await asyncio.sleep(backoff_s(attempt))
+        await context.pause(backoff_s(attempt))
         attempt += 1
     context.health.ready("database")
 

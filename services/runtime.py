@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import cast
@@ -72,6 +72,10 @@ class Health:
         return not self.reasons()
 
 
+class Stopping(Exception):
+    """The process was told to stop while a service was waiting for something."""
+
+
 @dataclass
 class Context:
     """What a service gets besides its settings."""
@@ -79,6 +83,13 @@ class Context:
     bus: Bus
     health: Health = field(default_factory=Health)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep. Raises Stopping as soon as the process is told to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
+                raise Stopping
 
 
 def backoff_s(attempt: int, *, most_s: float = MAX_BACKOFF_S) -> float:
@@ -96,7 +107,7 @@ async def wait_for_topology(context: Context, topology: Topology) -> None:
         except (TopologyMissing, Unavailable) as error:
             if context.health.waiting("broker", str(error)):
                 log.warning("waiting for the broker", reason=str(error))
-            await asyncio.sleep(backoff_s(attempt))
+            await context.pause(backoff_s(attempt))
             attempt += 1
     context.health.ready("broker")
 
@@ -117,7 +128,10 @@ async def until_stopped(context: Context, work: Awaitable[None]) -> None:
         stopping.cancel()
         task.cancel()
     if not task.cancelled():
-        task.result()
+        try:
+            task.result()
+        except* Stopping:
+            log.info("stopped while waiting")
 
 
 def stop_on_signals(stopping: asyncio.Event) -> None:
