@@ -126,11 +126,14 @@ def database_url(database_server: Database) -> Iterator[str]:
 
 
 @pytest.fixture
-def timescale_database_url(database_server: Database, database_url: str) -> str:
+def timescale_database_url(database_server: Database) -> Iterator[str]:
     """The same; skipped where the stack that was chosen has no TimescaleDB."""
+    from services.database import migrate
+
     if not database_server.has_timescale():
         pytest.skip(f"{database_server!r} has no TimescaleDB")
-    return database_url
+    with database_server.migrated_database(migrate) as url:
+        yield url
 
 
 @pytest.fixture

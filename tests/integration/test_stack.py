@@ -1,6 +1,7 @@
 """The servers for tests are what they claim to be: these run on whichever stack was chosen."""
 
 import asyncio
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -16,18 +17,17 @@ from tests.stack.process import await_condition
 from tests.stack.session import Stack
 
 QUORUM: FieldTable = {"x-queue-type": "quorum"}
+EVALUATE_SLOWLY = ("eval", "timer:sleep(2000).")
 
 
-def listening_addresses(stack: Stack) -> set[tuple[str, int]]:
-    """Every (address, port) on which a process below the keeper listens."""
-    found = set()
-    for process in psutil.Process(stack.keeper.pid).children(recursive=True):
-        try:
-            connections = process.net_connections("inet")
-        except psutil.NoSuchProcess:
-            continue
-        found |= {(c.laddr.ip, c.laddr.port) for c in connections if c.status == "LISTEN"}
-    return found
+def listening_addresses(ports: Collection[int | None] = ()) -> set[tuple[str, int]]:
+    """Every (address, port) on which the run's processes listen, or anybody on one of the ports."""
+    below = {process.pid for process in psutil.Process().children(recursive=True)}
+    return {
+        (socket.laddr[0], socket.laddr[1])
+        for socket in psutil.net_connections("inet")
+        if socket.status == "LISTEN" and (socket.pid in below or socket.laddr[1] in ports)
+    }
 
 
 async def publish_persistently(url: str, queue_name: str, body: bytes) -> None:
@@ -234,14 +234,25 @@ def test_plain_postgresql_has_no_timescale(stack: Stack) -> None:
 
 def test_every_listener_is_on_loopback(stack: Stack) -> None:
     broker = stack.broker()
-    stack.database()
-    if "docker" in stack.ways or "url" in stack.ways:
-        pytest.skip("the servers are not below this run's keeper")
-    assert broker.management("eval", "ok.") == "ok\n"
-    addresses = listening_addresses(stack)
-    ports = {port for _, port in addresses}
-    assert {urlsplit(broker.url).port, urlsplit(stack.database().url).port} <= ports
+    urls = (broker.url, broker.management_url, stack.database().url)
+    ports = {urlsplit(url).port for url in urls}
+    if "url" in stack.ways.values():
+        pytest.skip("the servers were given by URL")
+    addresses = listening_addresses(ports)
+    assert ports <= {port for _, port in addresses}
     assert {address for address, _ in addresses} <= {"127.0.0.1", "::1"}
+
+
+async def test_rabbitmqctl_listens_on_loopback_too(stack: Stack, own_broker: Broker) -> None:
+    if stack.ways["broker"] == "docker":
+        pytest.skip("it listens in the container")
+    before = listening_addresses()
+    command = asyncio.create_task(asyncio.to_thread(own_broker.management, *EVALUATE_SLOWLY))
+    assert await asyncio.to_thread(
+        await_condition, lambda: listening_addresses() - before != set(), 20
+    )
+    assert {address for address, _ in listening_addresses()} <= {"127.0.0.1", "::1"}
+    await command
 
 
 async def hypertables(url: str) -> list[str]:
