@@ -24,9 +24,10 @@ def listening_addresses(ports: Collection[int | None] = ()) -> set[tuple[str, in
     """Every (address, port) on which the run's processes listen, or anybody on one of the ports."""
     below = {process.pid for process in psutil.Process().children(recursive=True)}
     return {
-        (socket.laddr[0], socket.laddr[1])
+        (socket.laddr.ip, socket.laddr.port)
         for socket in psutil.net_connections("inet")
-        if socket.status == "LISTEN" and (socket.pid in below or socket.laddr[1] in ports)
+        if socket.laddr and socket.status == "LISTEN"
+        if socket.pid in below or socket.laddr.port in ports
     }
 
 
