@@ -31,6 +31,8 @@ class Select:
     matchers: tuple[Matcher, ...]
     start_us: int
     end_us: int
+    newest: bool = False
+    """Of each series only the newest sample at or before each step counts, not all of them."""
 
 
 class Blocks(Protocol):
@@ -54,9 +56,9 @@ def selects_of(node: Node, start_us: int, end_us: int, lookback_us: int) -> Iter
     """What the selectors of a tree read for steps from start to end, in the order of the text."""
     match node:
         case Selector():
-            yield _select(node, start_us, end_us, lookback_us)
+            yield _select(node, start_us, end_us, lookback_us, newest=True)
         case RangeSelector(selector, range_us):
-            yield _select(selector, start_us, end_us, range_us)
+            yield _select(selector, start_us, end_us, range_us, newest=False)
         case Negate(operand) | Aggregate(_, operand):
             yield from selects_of(operand, start_us, end_us, lookback_us)
         case Binary(_, left, right):
@@ -69,13 +71,15 @@ def selects_of(node: Node, start_us: int, end_us: int, lookback_us: int) -> Iter
             return
 
 
-def _select(selector: Selector, start_us: int, end_us: int, window_us: int) -> Select:
+def _select(
+    selector: Selector, start_us: int, end_us: int, window_us: int, *, newest: bool
+) -> Select:
     if selector.pinned is not None:
         pinned = selector.pinned
         at = {"start": start_us, "end": end_us}[pinned] if isinstance(pinned, str) else pinned
         start_us = end_us = at
     offset = selector.offset_us
-    return Select(selector.matchers, start_us - offset - window_us, end_us - offset)
+    return Select(selector.matchers, start_us - offset - window_us, end_us - offset, newest)
 
 
 def steps_of(selector: Selector, span: Span) -> Instants:
@@ -88,9 +92,10 @@ def steps_of(selector: Selector, span: Span) -> Instants:
     return np.full(len(span.steps), pinned - selector.offset_us, dtype=np.int64)
 
 
-def read(selector: Selector, window_us: int, span: Span) -> Sequence[Block]:
-    """The blocks of one selector."""
-    return span.blocks[_select(selector, span.start_us, span.end_us, window_us)]
+def samples_of(node: RangeSelector, span: Span) -> Sequence[Block]:
+    """The blocks of a range selector."""
+    selector, range_us = node.selector, node.range_us
+    return span.blocks[_select(selector, span.start_us, span.end_us, range_us, newest=False)]
 
 
 def evaluate(node: Node, span: Span) -> Value:
@@ -104,8 +109,9 @@ def evaluate(node: Node, span: Span) -> Value:
         case Text(text):
             return text
         case Selector():
-            blocks = read(node, span.lookback_us, span)
-            return windows.newest(blocks, steps_of(node, span), span.lookback_us)
+            lookback_us = span.lookback_us
+            select = _select(node, span.start_us, span.end_us, lookback_us, newest=True)
+            return windows.newest(span.blocks[select], steps_of(node, span), lookback_us)
         case Negate(operand):
             return _negated(evaluate(operand, span))
         case Binary():
@@ -145,7 +151,7 @@ def _binary(node: Binary, span: Span) -> Value:
 
 
 def _windowed(function: str, argument: RangeSelector, span: Span) -> Table:
-    blocks = read(argument.selector, argument.range_us, span)
+    blocks = samples_of(argument, span)
     steps = steps_of(argument.selector, span)
     table = windows.over_windows(blocks, steps, argument.range_us, windows.FUNCTIONS[function])
     return table if function in windows.KEEPS_NAME else table.without_name()

@@ -7,7 +7,15 @@ import numpy as np
 
 from engine.promql.blocks import cell_bits, distinct_blocks
 from engine.promql.errors import QueryError
-from engine.promql.evaluation import Blocks, Select, Span, evaluate, read, selects_of, steps_of
+from engine.promql.evaluation import (
+    Blocks,
+    Select,
+    Span,
+    evaluate,
+    samples_of,
+    selects_of,
+    steps_of,
+)
 from engine.promql.nodes import Kind, Node, RangeSelector
 from engine.promql.parsing import kind, parse_tree
 from engine.promql.results import Matrix, Result, Scalar, matrix_of, vector_of
@@ -81,7 +89,7 @@ def parse(text: str, *, lookback: timedelta = DEFAULT_LOOKBACK) -> Query:
 
 def _samples(node: RangeSelector, span: Span) -> Matrix:
     """The samples of a range selector as they are, stale markers left out."""
-    blocks = distinct_blocks(read(node.selector, node.range_us, span))
+    blocks = distinct_blocks(samples_of(node, span))
     end = int(steps_of(node.selector, span)[0])
     every = [b.at[(b.at > end - node.range_us) & (b.at <= end)] for b in blocks]
     at = np.unique(np.concatenate(every)) if every else np.empty(0, dtype=np.int64)
