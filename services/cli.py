@@ -21,6 +21,7 @@ from services.bus import Bus
 from services.runtime import (
     READY,
     Context,
+    Unable,
     serve_health,
     stop_on_signals,
     until_stopped,
@@ -33,7 +34,7 @@ EXIT_INPUT = 2
 """Exit status when what the user gave cannot be used."""
 
 EXIT_UNAVAILABLE = 69
-"""Exit status when a server that the command needs does not answer (sysexits EX_UNAVAILABLE)."""
+"""Exit status when something that the command needs is not to be had (sysexits EX_UNAVAILABLE)."""
 
 SERVICES = {
     "agent": "read this host and publish samples",
@@ -45,17 +46,30 @@ SERVICES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 2 (bad input), 69 (server away) or 130 (second Ctrl-C)."""
+    """Entry point. Exits with 0, 2 (bad input), 69 (cannot run here) or 130 (second Ctrl-C)."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = vars(_parser(given[0] if given else None).parse_args(given))
     command, config = options.pop("command"), options.pop("config", None)
     try:
         sys.exit(_COMMANDS[command](command, config, options))
-    except Invalid as error:
-        print(mask_secrets(str(error)), file=sys.stderr)
-        sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        known = expected(error)
+        if known is None:
+            raise
+        prefix = "" if isinstance(known, Invalid) else f"vervet {command}: "
+        print(mask_secrets(f"{prefix}{known}"), file=sys.stderr)
+        sys.exit(EXIT_INPUT if isinstance(known, Invalid) else EXIT_UNAVAILABLE)
+
+
+def expected(error: BaseException) -> Invalid | Unable | None:
+    """What a person is told of an error, wherever it stands in a group; None for a defect."""
+    if isinstance(error, (Invalid, Unable)):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((known for one in error.exceptions if (known := expected(one))), None)
+    return None
 
 
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
@@ -151,20 +165,15 @@ async def open_bus(settings: ServiceSettings, name: str) -> AsyncIterator[Bus]:
 
 def _run_up(_: str, __: Path | None, flags: dict[str, str]) -> int:
     from services.allinone import UpSettings, serve_all
-    from services.embedded import EmbeddedError
 
     settings = load(UpSettings, environ=os.environ, flags=flags)
     configure_logging(settings.log_level, settings.log_format)
-    try:
-        run_loop(serve_all(settings))
-    except EmbeddedError as error:
-        print(f"vervet up: {error}", file=sys.stderr)
-        return EXIT_UNAVAILABLE
+    run_loop(serve_all(settings))
     return 0
 
 
 def _run_migrate(_: str, __: Path | None, flags: dict[str, str]) -> int:
-    from services.migrate import Unprepared, prepare
+    from services.migrate import prepare
 
     settings = load(DatabaseSettings, environ=os.environ, flags=flags)
     configure_logging(settings.log_level, settings.log_format)
@@ -173,11 +182,7 @@ def _run_migrate(_: str, __: Path | None, flags: dict[str, str]) -> int:
         async with open_bus(settings, "migrate") as bus:
             await prepare(settings.database, bus)
 
-    try:
-        asyncio.run(work())
-    except Unprepared as error:
-        print(f"vervet migrate: {mask_secrets(str(error))}", file=sys.stderr)
-        return EXIT_UNAVAILABLE if error.temporary else EXIT_INPUT
+    asyncio.run(work())
     return 0
 
 

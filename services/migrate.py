@@ -7,7 +7,7 @@ import structlog
 from schemas.topology import topology
 from services.bus import Bus, BusError, Unavailable
 from services.database import SchemaMissing, Verdict, describe, migrate, verdict
-from services.runtime import backoff_s
+from services.runtime import Unable, backoff_s
 
 log = structlog.get_logger("vervet.migrate")
 
@@ -15,12 +15,8 @@ WAIT_S = 120.0
 """How long servers that are just starting are waited for."""
 
 
-class Unprepared(Exception):
-    """It cannot be done; `temporary` when only because a server does not answer."""
-
-    def __init__(self, reason: str, *, temporary: bool) -> None:
-        super().__init__(reason)
-        self.temporary = temporary
+class Unprepared(Unable):
+    """Database or broker cannot be made to hold it; the text says why."""
 
 
 async def prepare(database_url: str, bus: Bus, *, wait_s: float = WAIT_S) -> None:
@@ -34,10 +30,8 @@ async def prepare(database_url: str, bus: Bus, *, wait_s: float = WAIT_S) -> Non
             break
         except Exception as error:
             reason = describe(error)
-            if not _temporary(error):
-                raise Unprepared(reason, temporary=False) from error
-            if asyncio.get_running_loop().time() > deadline:
-                raise Unprepared(reason, temporary=True) from error
+            if not _temporary(error) or asyncio.get_running_loop().time() > deadline:
+                raise Unprepared(reason) from error
             log.info("waiting", reason=reason)
         await asyncio.sleep(backoff_s(attempt, most_s=5))
         attempt += 1

@@ -5,8 +5,10 @@ drains and returns. `run` is the process around it; the all-in-one is another.
 """
 
 import asyncio
+import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +72,10 @@ class Health:
 
     def is_ready(self) -> bool:
         return not self.reasons()
+
+
+class Unable(Exception):
+    """The process cannot do its work here, for a reason that a person can mend: the text."""
 
 
 class Stopping(Exception):
@@ -153,6 +159,25 @@ def split_listen(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+class CannotListen(Unable):
+    """The address is taken, or not ours to take."""
+
+    def __init__(self, listen: str, error: OSError) -> None:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"cannot listen on {listen}: {reason}; choose another with --listen")
+
+
+def bind(listen: str) -> socket.socket:
+    """A listening socket, for servers that take one. Raises CannotListen."""
+    host, port = split_listen(listen)
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise CannotListen(listen, error) from error
+
+
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
@@ -182,7 +207,10 @@ def serve_health(listen: str, health: Health) -> Iterator[int]:
         return [text.encode()]
 
     host, port = split_listen(listen)
-    server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    try:
+        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    except OSError as error:
+        raise CannotListen(listen, error) from error
     thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
     thread.start()
     try:

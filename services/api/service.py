@@ -13,7 +13,7 @@ from services.api.settings import ApiSettings
 from services.api.state import State
 from services.api.stream import Hub
 from services.database import open_pool, wait_for_schema
-from services.runtime import Context, Health, split_listen, wait_for_topology
+from services.runtime import Context, Health, bind, wait_for_topology
 
 NEEDS = Topology(exchanges=(Exchange(SAMPLES, "topic"), Exchange(ALERTS, "topic")))
 
@@ -32,10 +32,11 @@ class _Server(uvicorn.Server):
 async def serve(settings: ApiSettings, context: Context, whole: Health | None = None) -> None:
     """Serve HTTP until told to stop. `whole` is the readiness to show, where it is more than ours.
 
-    Raises OSError when the address is taken.
+    Raises CannotListen.
     """
     url = settings.database
     hub = Hub(context.bus)
+    listener = bind(settings.listen)
     async with (
         open_pool(url, size=settings.database_pool_size, read_only=True) as pool,
         asyncio.TaskGroup() as group,
@@ -53,7 +54,7 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
             group.create_task(wait_for_schema(pool, url, context), name="api database"),
             group.create_task(hub.run(), name="api streams"),
         ]
-        serving = group.create_task(_serve(server), name="api http")
+        serving = group.create_task(server.serve([listener]), name="api http")
         await context.stopping.wait()
         hub.close()
         server.should_exit = True
@@ -62,19 +63,9 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
             task.cancel()
 
 
-async def _serve(server: uvicorn.Server) -> None:
-    try:
-        await server.serve()
-    except SystemExit as error:  # how uvicorn says that it could not bind; it has logged why
-        raise OSError("the api's address cannot be used; see the log") from error
-
-
 def _configuration(settings: ApiSettings, state: State) -> uvicorn.Config:
-    host, port = split_listen(settings.listen)
     return uvicorn.Config(
         create_app(state, settings.page_directory),
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
