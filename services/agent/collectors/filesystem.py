@@ -64,6 +64,9 @@ class Mount:
     device: str
     point: str
     type: str
+    readonly: bool
+    """By its options: to a process in a container or under systemd's protection, statvfs says
+    read-only of everything."""
 
     @property
     def labels(self) -> tuple[str, str, str]:
@@ -73,15 +76,16 @@ class Mount:
 def mounts(host: Host) -> list[Mount]:
     """The host's mounts, each once, with mount points as the host names them."""
     prefix = str(host.rootfs).rstrip("/")
-    found: dict[Mount, None] = {}
+    found: dict[tuple[str, str, str], Mount] = {}
     text = host.init("mounts").read_text(errors="surrogateescape")
     for line in text.splitlines():
-        device, point, kind, *_ = line.split(" ")
+        device, point, kind, options, *_ = line.split(" ")
         point = _unescape(point)
         if prefix and (point == prefix or point.startswith(prefix + "/")):
             point = point[len(prefix) :] or "/"
-        found[Mount(_unescape(device), point, kind)] = None
-    return list(found)
+        mount = Mount(_unescape(device), point, kind, "ro" in options.split(","))
+        found[mount.labels] = mount  # the last one lies on top
+    return list(found.values())
 
 
 def _unescape(text: str) -> str:
@@ -105,7 +109,7 @@ def filesystem(host: Host, options: FilesystemOptions) -> Iterator[Reading]:
         yield AVAIL(status.f_bavail * status.f_frsize, *mount.labels)
         yield FILES(status.f_files, *mount.labels)
         yield FILES_FREE(status.f_ffree, *mount.labels)
-        yield READONLY(float(bool(status.f_flag & os.ST_RDONLY)), *mount.labels)
+        yield READONLY(float(mount.readonly), *mount.labels)
 
 
 _asked: dict[Path, threading.Thread] = {}
