@@ -23,8 +23,7 @@ from services.agent.store import Store, open_store
 from services.bus import BusError, Message
 from services.bus_none import NoBus
 from services.clock import instant, now_us, rfc3339
-from services.documents import DocumentError
-from services.runtime import Context, backoff_s, version
+from services.runtime import Context, Unable, backoff_s, version
 
 log = structlog.get_logger("vervet.agent")
 
@@ -38,7 +37,7 @@ SECOND_NS = 1_000_000_000
 
 
 async def serve(settings: AgentSettings, context: Context) -> None:
-    """Run the agent. Raises DocumentError where its spool cannot be used."""
+    """Run the agent. Raises Unable where its spool cannot be used."""
     facts = AgentFacts()
     host = Host(settings.rootfs, facts)
     stations = choose_stations(settings)
@@ -85,7 +84,7 @@ def choose_stations(settings: AgentSettings) -> dict[str, Station]:
 
 async def _open_store(settings: AgentSettings, context: Context, facts: AgentFacts) -> Store | None:
     """The spool; None when told to stop before there was one. Waits while the disk is full; what a
-    person has to mend is a DocumentError."""
+    person has to mend is Unable."""
     directory = settings.spool()
     for attempt in itertools.count():
         try:
@@ -97,11 +96,11 @@ async def _open_store(settings: AgentSettings, context: Context, facts: AgentFac
             )
             break
         except SpoolInUse as error:
-            raise DocumentError([f"spool_directory: {error}"]) from error
+            raise Unable(f"the spool {error}; stop that one or set --spool-directory") from error
         except OSError as error:
             if error.errno not in NO_SPACE:
-                raise DocumentError(
-                    [f"spool_directory: {error}; expected a directory that this user can write"]
+                raise Unable(
+                    f"no spool: {error}; set --spool-directory to one that this user can write"
                 ) from error
             if context.health.waiting("spool", str(error)):
                 log.warning("waiting for disk space", reason=str(error))

@@ -405,7 +405,7 @@ def _lock(directory: Path) -> int:
     except BlockingIOError as error:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         os.close(descriptor)
-        raise SpoolInUse(f"{directory}: in use by the agent with process id {holder}") from error
+        raise SpoolInUse(f"{directory} is in use by the agent with process id {holder}") from error
     os.pwrite(descriptor, f"{os.getpid():<31}\n".encode(), 0)
     return descriptor
 

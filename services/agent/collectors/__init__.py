@@ -25,7 +25,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from schemas.durations import Duration
+from schemas.durations import Duration, format_duration
 from schemas.layouts import SeriesType
 from services.agent.spool import SpoolStats
 
@@ -105,13 +105,29 @@ class Host:
             return self.proc(f"self/{name}")
 
 
+SHORTEST = timedelta(milliseconds=100)
+"""Least interval: below it, the agent would be what loads the host."""
+
+LONGEST = timedelta(hours=1)
+
+
+def _is_sane(interval: timedelta) -> timedelta:
+    if not SHORTEST <= interval <= LONGEST:
+        raise ValueError(f"expected {format_duration(SHORTEST)} to {format_duration(LONGEST)}")
+    return interval
+
+
+Interval = Annotated[Duration, AfterValidator(_is_sane)]
+"""Time between readings of a collector."""
+
+
 class Options(BaseModel):
     """What can be set for every collector, in its table [collectors.<name>]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     enabled: bool = Field(True, description="whether it is read")
-    interval: Duration | None = Field(
+    interval: Interval | None = Field(
         None, description="time between readings; the agent's interval where it is not set"
     )
 
