@@ -9,6 +9,7 @@ import math
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ def frame(
     collector: str, layout: bytes, at_us: Sequence[int], values: Sequence[Sequence[float]]
 ) -> Frame:
     """A frame from numbers: `values` holds a row per instant."""
-    flat = array("d", (value for row in values for value in row))
+    flat = array("d", chain.from_iterable(values))
     return Frame(collector, layout, _little(array("q", at_us)), _little(flat))
 
 

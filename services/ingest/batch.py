@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import Invalid
 from schemas.layouts import Series, decode_layout, layout_hash
-from schemas.samples import Frame, SampleMessage
+from schemas.samples import Frame, SampleMessage, from_little
 from schemas.values import ABSENT_BITS
 from services.bus import Delivery
 from services.clock import rfc3339
@@ -39,18 +39,23 @@ class Layout:
         return len(self.series)
 
 
+Labels = frozenset[tuple[str, str]]
+
+
 class Layouts:
     """Layouts by source and wire bytes, so that each is decoded once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[frozenset[tuple[str, str]], bytes], Layout] = {}
+        self._known: dict[tuple[Labels, bytes], Layout] = {}
 
-    def get(self, source: Mapping[str, str], data: bytes) -> Layout:
-        """The layout of these bytes. Raises Invalid when they are none."""
-        key = (frozenset(source.items()), data)
+    def get(self, labels: Labels, data: bytes) -> Layout:
+        """The layout of these bytes, of the source with these labels. Raises Invalid when they are
+        none."""
+        key = (labels, data)
         known = self._known.get(key)
         if known is None:
             series = decode_layout(data)
+            source = dict(labels)
             known = Layout(source, series, layout_hash(source, series))
             if len(self._known) >= MAX_CACHED_LAYOUTS:
                 del self._known[next(iter(self._known))]
@@ -59,10 +64,13 @@ class Layouts:
 
 
 class Rows(NamedTuple):
-    """One frame, checked: `at` int64 µs (rows,), `values` (rows, width) float64 bytes."""
+    """One frame, checked: `at` µs since 1970, `values` (rows, width) float64 bytes.
+
+    Instants are ints: a frame has one as a rule, and an array costs microseconds to make and ask.
+    """
 
     layout: Layout
-    at: NDArray[np.int64]
+    at: tuple[int, ...]
     values: bytes
 
 
@@ -95,14 +103,14 @@ def receive(
 ) -> Received:
     """Check a decoded message against its layouts. Raises Invalid with the reason."""
     frames, samples, last_at_us = [], 0, bounds_us[0]
+    labels = frozenset(message.source.items())
     for frame in message.frames:
-        rows = _rows(frame, layouts.get(message.source, frame.layout))
-        first, last = int(rows.at.min()), int(rows.at.max())
+        rows = _rows(frame, layouts.get(labels, frame.layout))
+        first, last = min(rows.at), max(rows.at)
         if first < bounds_us[0] or last > bounds_us[1]:
             wrong = first if first < bounds_us[0] else last
             raise Invalid(f"frame {frame.collector}: at: {_shown(wrong)} is too far from now")
-        cells = np.frombuffer(rows.values, "<u8")
-        samples += cells.size - int(np.count_nonzero(cells == ABSENT_BITS))
+        samples += len(rows.values) // 8 - _absent(rows.values)
         last_at_us = max(last_at_us, last)
         frames.append(rows)
     return Received(
@@ -111,15 +119,31 @@ def receive(
 
 
 def _rows(frame: Frame, layout: Layout) -> Rows:
-    at = np.frombuffer(frame.at, "<i8")
-    if len(frame.values) != 8 * at.size * layout.width:
+    at = _instants(frame.at)
+    if len(frame.values) != 8 * len(at) * layout.width:
         raise Invalid(
             f"frame {frame.collector}: values: {len(frame.values)} bytes; expected "
-            f"{at.size} rows of {layout.width} float64"
+            f"{len(at)} rows of {layout.width} float64"
         )
-    if at.size > 1 and np.unique(at).size != at.size:
+    if len(at) > 1 and len(set(at)) != len(at):
         raise Invalid(f"frame {frame.collector}: at: an instant stands twice")
     return Rows(layout, at, frame.values)
+
+
+_ABSENT = ABSENT_BITS.to_bytes(8, "little")
+
+
+def _absent(values: bytes) -> int:
+    """How many of these float64 are absent. Few frames have any, so bytes are searched first."""
+    if _ABSENT not in values:
+        return 0
+    return int(np.count_nonzero(np.frombuffer(values, "<u8") == ABSENT_BITS))
+
+
+def _instants(data: bytes) -> tuple[int, ...]:
+    if len(data) == 8:
+        return (int.from_bytes(data, "little", signed=True),)
+    return tuple(from_little("q", data))
 
 
 def _shown(at_us: int) -> str:
@@ -172,7 +196,7 @@ def progress(batch: Sequence[Received], known: set[RowKey]) -> dict[Key, Progres
 
 
 def _all_known(one: Received, known: set[RowKey]) -> bool:
-    return all((rows.layout.id, int(at)) in known for rows in one.frames for at in rows.at.tolist())
+    return all((rows.layout.id, at) in known for rows in one.frames for at in rows.at)
 
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -221,8 +245,7 @@ def _encode_rows(layouts: NDArray[np.int32], at: NDArray[np.int64], values: byte
 @dataclass(slots=True)
 class _Columns:
     layouts: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    at: list[NDArray[np.int64]] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
 
 
@@ -232,14 +255,13 @@ def encode_copy(frames: Sequence[Rows]) -> bytes:
     for rows in frames:
         assert rows.layout.id is not None, "layouts are registered before they are written"
         columns = by_width.setdefault(rows.layout.width, _Columns())
-        columns.layouts.append(rows.layout.id)
-        columns.counts.append(rows.at.size)
-        columns.at.append(rows.at)
+        columns.layouts.extend([rows.layout.id] * len(rows.at))
+        columns.at.extend(rows.at)
         columns.values.append(rows.values)
     parts = [COPY_HEADER]
     for columns in by_width.values():
-        layouts = np.repeat(np.array(columns.layouts, np.int32), columns.counts)
-        parts.append(_encode_rows(layouts, np.concatenate(columns.at), b"".join(columns.values)))
+        layouts, at = np.array(columns.layouts, np.int32), np.array(columns.at, np.int64)
+        parts.append(_encode_rows(layouts, at, b"".join(columns.values)))
     parts.append(COPY_TRAILER)
     return b"".join(parts)
 
@@ -247,24 +269,25 @@ def encode_copy(frames: Sequence[Rows]) -> bytes:
 def passes(batch: Sequence[Received]) -> list[list[Rows]]:
     """The batch's frames in groups that hold no (layout, at) twice: one statement can merge into
     a row only once. Nearly always one group."""
+    frames = [rows for one in batch for rows in one.frames]
+    keys = [(rows.layout.id, at) for rows in frames for at in rows.at]
+    return [frames] if len(set(keys)) == len(keys) else _apart(frames)
+
+
+def _apart(frames: Sequence[Rows]) -> list[list[Rows]]:
     groups: list[list[Rows]] = []
     taken: list[set[RowKey]] = []
-    for one in batch:
-        for rows in one.frames:
-            keys = {(rows.layout.id or 0, at) for at in rows.at.tolist()}
-            place = next((i for i, seen in enumerate(taken) if seen.isdisjoint(keys)), len(groups))
-            if place == len(groups):
-                groups.append([])
-                taken.append(set())
-            groups[place].append(rows)
-            taken[place] |= keys
+    for rows in frames:
+        keys = {(rows.layout.id or 0, at) for at in rows.at}
+        place = next((i for i, seen in enumerate(taken) if seen.isdisjoint(keys)), len(groups))
+        if place == len(groups):
+            groups.append([])
+            taken.append(set())
+        groups[place].append(rows)
+        taken[place] |= keys
     return groups
 
 
 def days(batch: Sequence[Received]) -> set[int]:
     """Days since 1970 (UTC) that the batch has rows in."""
-    found: set[int] = set()
-    for one in batch:
-        for rows in one.frames:
-            found.update((rows.at // 86_400_000_000).tolist())
-    return found
+    return {at // 86_400_000_000 for one in batch for rows in one.frames for at in rows.at}

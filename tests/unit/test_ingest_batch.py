@@ -7,8 +7,8 @@ import pytest
 
 from schemas.errors import Invalid
 from schemas.layouts import Series
-from schemas.samples import SampleMessage
-from schemas.values import ABSENT, STALE, STALE_BITS
+from schemas.samples import SampleMessage, from_little
+from schemas.values import ABSENT, ABSENT_BITS, STALE, STALE_BITS
 from services.frames import decode_copy
 from services.ingest.batch import (
     Layouts,
@@ -35,6 +35,12 @@ def received(message: SampleMessage, layouts: Layouts | None = None) -> Received
 def test_absent_cells_are_not_counted_as_samples() -> None:
     one = received(sample_message([1.0, ABSENT], [STALE, 2.0], at_us=NOW_US))
     assert one.samples == 3
+
+
+def test_bytes_of_two_cells_that_look_like_an_absent_one_are_samples() -> None:
+    straddling = bytes(4) + ABSENT_BITS.to_bytes(8, "little") + bytes(4)
+    values = from_little("d", straddling).tolist()
+    assert received(sample_message(values, at_us=NOW_US)).samples == 2
 
 
 def test_a_layout_is_decoded_once_per_source() -> None:
