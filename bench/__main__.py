@@ -1,0 +1,87 @@
+"""`make bench`, or `python -m bench [NAME …]`: measure, show a table, keep the figures.
+
+Needs the real servers and starts them itself, as the tests do (tests/stack).
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import ingest
+from bench.figures import LATEST, Failed, Figure, keep, table
+from tests.stack.choice import Unavailable
+from tests.stack.process import Say
+from tests.stack.session import Stack
+from tests.stack.settings import DURABLE_SETTINGS
+
+ROOT = Path(__file__).parents[1]
+
+BENCHMARKS: dict[str, Callable[[Stack, Say, int], Coroutine[Any, Any, list[Figure]]]] = {
+    ingest.BENCH: ingest.measure,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--runs", type=int, default=3, help="of each measurement (default: 3)")
+    options = parser.parse_args()
+    if unknown := set(options.names) - BENCHMARKS.keys():
+        parser.error(
+            f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
+        )
+    stack = Stack(os.environ, _say, DURABLE_SETTINGS)
+    figures: list[Figure] = []
+    try:
+        for name in options.names or BENCHMARKS:
+            figures += asyncio.run(BENCHMARKS[name](stack, _say, options.runs))
+            figures.append(_machine(name, stack))
+    except (Failed, Unavailable) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        stack.close()
+    keep(figures)
+    print(table(figures))
+    print(f"\nkept in {LATEST}")
+    return 0
+
+
+def _machine(name: str, stack: Stack) -> Figure:
+    """What the figures were found on: another machine's can't be compared with them."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    about = {
+        "processor": processor[1] if processor else platform.machine(),
+        "python": platform.python_version(),
+        "servers": "; ".join(line.partition(",")[0] for line in stack.started),
+        "commit": _commit(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return Figure(name, "machine", "cores", (os.cpu_count() or 1,), "cores", about)
+
+
+def _commit() -> str:
+    """What git calls this tree; empty where there is no git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

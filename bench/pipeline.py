@@ -1,0 +1,209 @@
+"""A pipeline at work, measured: publisher, RabbitMQ, `vervet ingest`, PostgreSQL.
+
+Each is a process, or a tree of them, of its own, so that the kernel tells their costs apart.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+import psutil
+
+from bench.figures import Failed
+from bench.processes import cpu_of_all_s, peaks_mib
+from schemas.topology import DEFAULT_PARTITIONS, EVALUATE, SAMPLES, partition_queue
+from services.bus_rabbit import rabbit_bus
+from services.clock import now_us
+from services.database import Connection
+from services.migrate import prepare
+from tests.stack.broker import Broker
+from tests.stack.database import with_database
+from tests.stack.process import free_port, is_alive, tail
+from tests.stack.session import Stack
+
+VERVET = Path(sys.executable).with_name("vervet")
+
+HISTORY_US = 3_600_000_000
+"""Samples begin this long ago, so that none is in the future."""
+
+STORE_TIMEOUT_S = 300.0
+END_TIMEOUT_S = 20.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run took, by process."""
+
+    samples: int
+    messages: int
+    wall_s: float
+    cpu_s: Mapping[str, float]
+    peak_mib: Mapping[str, float]
+
+
+@dataclass
+class Pipeline:
+    """What stands between an agent and the tables. roots: pids whose trees are measured."""
+
+    samples_per_message: int
+    broker: Broker
+    virtual_host: str
+    connection: Connection
+    admin: Connection
+    publisher: subprocess.Popen[str]
+    worker: psutil.Process
+    worker_log: Path
+    roots: Mapping[str, int]
+    published: int = 0
+
+    async def run(self, messages: int) -> Run:
+        """Publish, wait until all is stored and checkpointed, verify that it is. Raises Failed.
+
+        Afterwards purges the evaluator's queues, which nobody consumes here.
+        """
+        await self.admin.execute("checkpoint")
+        async with peaks_mib(self.roots) as peaks:
+            before, began = cpu_of_all_s(self.roots), time.monotonic()
+            await asyncio.to_thread(self._publish, messages)
+            await self._await_stored()
+            wall_s = time.monotonic() - began
+            await self.admin.execute("checkpoint")
+            after = cpu_of_all_s(self.roots)
+        await self._verify()
+        await asyncio.to_thread(self._purge)
+        used = {name: after[name] - before[name] for name in self.roots}
+        return Run(messages * self.samples_per_message, messages, wall_s, used, peaks)
+
+    def _publish(self, messages: int) -> None:
+        assert self.publisher.stdin is not None
+        assert self.publisher.stdout is not None
+        self.publisher.stdin.write(f"{messages}\n")
+        self.publisher.stdin.flush()
+        if self.publisher.stdout.readline() != "published\n":
+            raise Failed(f"the publisher ended with status {self.publisher.wait()}")
+        self.published += messages
+
+    async def _await_stored(self) -> None:
+        deadline = time.monotonic() + STORE_TIMEOUT_S
+        while (stored := await self._stored_messages()) < self.published:
+            if time.monotonic() > deadline or not is_alive(self.worker):
+                state = f"{stored} of {self.published} messages are stored"
+                raise Failed(f"{state}; the worker's log ends:\n{tail(self.worker_log)}")
+            await asyncio.sleep(POLL_S)
+
+    async def _stored_messages(self) -> int:
+        count: int = await self.connection.fetchval(
+            "select coalesce(sum(messages + duplicates), 0)::bigint from agents"
+        )
+        return count
+
+    async def _verify(self) -> None:
+        """Raises Failed unless each generated sample is in the database, once."""
+        generated = self.published * self.samples_per_message
+        stored = await self.connection.fetchval(
+            "select coalesce(sum(cardinality(values)), 0)::bigint from frames"
+        )
+        if stored != generated:
+            raise Failed(f"{generated} samples were generated, {stored} are in the database")
+        if repeated := await self.connection.fetchval("select sum(duplicates) from agents"):
+            raise Failed(f"{repeated} messages came twice, though nothing had failed")
+
+    def _purge(self) -> None:
+        for partition in range(DEFAULT_PARTITIONS):
+            name = partition_queue(partition)
+            self.broker.api("DELETE", f"queues/{self.virtual_host}/{name}/contents")
+
+
+@asynccontextmanager
+async def pipeline(
+    stack: Stack, samples_per_message: int, *, evaluator: bool
+) -> AsyncIterator[Pipeline]:
+    """A pipeline with a virtual host and a database of its own; all of it ends with the block.
+
+    evaluator: whether its queues get their copy of every message.
+    """
+    broker, database = stack.broker(), stack.database()
+    async with AsyncExitStack() as resources:
+        broker_url = resources.enter_context(broker.virtual_host())
+        database_url = resources.enter_context(database.empty_database())
+        name = urlsplit(database_url).path.lstrip("/")
+        virtual_host = quote(urlsplit(broker_url).path.lstrip("/"), safe="")
+        async with rabbit_bus(broker_url, name="bench") as bus:
+            await prepare(database_url, bus)
+        if not evaluator:
+            broker.api("DELETE", f"bindings/{virtual_host}/e/{SAMPLES}/e/{EVALUATE}/%23")
+        connection = await asyncpg.connect(database_url)
+        resources.push_async_callback(connection.close)
+        admin = await asyncpg.connect(with_database(database.admin_url, name))
+        resources.push_async_callback(admin.close)
+        log = Path(resources.enter_context(tempfile.TemporaryDirectory())) / "ingest.log"
+        worker = resources.enter_context(_worker(stack, broker_url, database_url, log))
+        publisher = resources.enter_context(_publisher(broker_url, samples_per_message))
+        yield Pipeline(
+            samples_per_message,
+            broker,
+            virtual_host,
+            connection,
+            admin,
+            publisher,
+            worker,
+            log,
+            {
+                "publisher": publisher.pid,
+                "broker": broker.pid(),
+                "ingest": worker.pid,
+                "database": database.pid(),
+            },
+        )
+
+
+@contextmanager
+def _worker(
+    stack: Stack, broker_url: str, database_url: str, log: Path
+) -> Iterator[psutil.Process]:
+    """One `vervet ingest` as its settings come."""
+    environment = {
+        **os.environ,
+        "VERVET_BROKER_URL": broker_url,
+        "VERVET_DATABASE_URL": database_url,
+        "VERVET_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    worker = stack.keeper.spawn([str(VERVET), "ingest"], environment, log)
+    try:
+        yield worker
+    finally:
+        if is_alive(worker):
+            worker.terminate()
+            worker.wait(END_TIMEOUT_S)
+
+
+@contextmanager
+def _publisher(broker_url: str, samples: int) -> Iterator[subprocess.Popen[str]]:
+    """The publisher's process; it ends when its standard input does."""
+    command = [sys.executable, "-m", "bench.publisher", str(samples), str(now_us() - HISTORY_US)]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "VERVET_BROKER_URL": broker_url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as publisher:
+        try:
+            yield publisher
+        finally:
+            assert publisher.stdin is not None
+            publisher.stdin.close()
+            try:
+                publisher.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                publisher.kill()

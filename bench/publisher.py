@@ -1,0 +1,40 @@
+"""The publisher, a process of its own: for each count on standard input, publish so many messages.
+
+Run as `python -m bench.publisher SAMPLES FIRST_AT_US`, with VERVET_BROKER_URL. Answers every line
+with one, once all are confirmed. Encoding, event loop, bus and confirm window are the product's.
+"""
+
+import asyncio
+import os
+import sys
+
+from bench.hosts import Fleet
+from schemas.topology import SAMPLES
+from services.bus import Bus
+from services.bus_rabbit import CONFIRM_WINDOW, rabbit_bus
+from services.cli import run_loop
+
+
+async def main(samples: int, first_at_us: int) -> None:
+    fleet = Fleet(samples, first_at_us)
+    async with rabbit_bus(os.environ["VERVET_BROKER_URL"], name="bench") as bus:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            await publish(bus, fleet, int(line))
+            print("published", flush=True)
+
+
+async def publish(bus: Bus, fleet: Fleet, count: int) -> None:
+    """Publish with a full confirm window; raises what the bus raises."""
+    messages = fleet.messages(count)
+
+    async def publish_some() -> None:
+        for key, message in messages:
+            await bus.publish(SAMPLES, key, message)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CONFIRM_WINDOW):
+            group.create_task(publish_some())
+
+
+if __name__ == "__main__":
+    run_loop(main(int(sys.argv[1]), int(sys.argv[2])))
