@@ -148,7 +148,7 @@ function options(
   return {
     width,
     height: HEIGHT_PX,
-    padding: [10, 8, 0, 0],
+    padding: [10, 20, 0, 0],
     legend: { show: false },
     cursor: {
       sync: { key: 'instance' },

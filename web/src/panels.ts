@@ -202,8 +202,8 @@ const disk: Panel = {
   empty: 'No disk samples in this range.',
 }
 
-/** Traffic that stays on the host: the loopback, and containers' ends of their bridges, which count it again. */
-const NOT_LOCAL = 'device!~"lo|veth.+"'
+/** Traffic within the host: the loopback, and containers' bridges and their ends, which count it again. */
+const NOT_LOCAL = 'device!~"lo|veth.+|docker.+|br-.+|virbr.+"'
 
 const network: Panel = {
   id: 'network',
