@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ PARTS: dict[str, tuple[type[Settings], Any]] = {
     "api": (ApiSettings, services.api.service.serve),
     "agent": (AgentSettings, services.agent.service.serve),
 }
-"""In the order of the flow, from its end: who consumes starts before who publishes."""
+"""Who consumes starts before who publishes: the agent is last, and the first to stop."""
 
 
 async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.environ) -> None:
@@ -74,14 +75,26 @@ async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.enviro
             "listen": settings.listen,
             "spool_directory": str(home / "spool"),
         }
+        agent_gone = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for name, (model, serve) in PARTS.items():
                 known = {key: flags[key] for key in flags if key in model.model_fields}
                 own = load(model, environ=environ, flags=known)
-                context = Context(bus, health.part(name), stopping)
-                group.create_task(_serve(name, context, serve(own, context)), name=name)
+                told = stopping if name == "agent" else agent_gone
+                context = Context(bus, health.part(name), told)
+                task = group.create_task(_serve(name, context, serve(own, context)), name=name)
+                task.add_done_callback(partial(_follow, name, stopping, agent_gone))
             print(f"\n  Vervet: http://{settings.listen}\n", flush=True)  # noqa: T201
     log.info("stopped")
+
+
+def _follow(
+    ended: str, stopping: asyncio.Event, agent_gone: asyncio.Event, _: asyncio.Task[None]
+) -> None:
+    """One service ended, so all do: the agent first, while the others still take its last words."""
+    stopping.set()
+    if ended == "agent":
+        agent_gone.set()
 
 
 @asynccontextmanager
@@ -99,10 +112,8 @@ async def _bus(settings: UpSettings) -> AsyncIterator[Bus]:
 
 
 async def _serve(name: str, context: Context, work: Any) -> None:
-    """One service; when it ends by itself, everything ends, so that nothing is half alive."""
     try:
         await until_stopped(context, work)
     finally:
         if not context.stopping.is_set():
             log.error("a service ended", service=name)
-        context.stopping.set()
