@@ -64,17 +64,20 @@ def _skipping_what_is_unavailable() -> Generator[None, None, None]:
     try:
         yield
     except Unavailable as error:
-        # On a laptop a missing server is a skip; in CI it would hide that nothing was tested.
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        reason = str(error)
+    else:
+        return
+    # On a laptop a missing server is a skip; in CI it would hide that nothing was tested.
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     stack = config.stash[STACK]
     if stack.started or stack.refused:
         terminalreporter.section("servers for tests")
-    for line in (*stack.started, *stack.refused.values()):
+    for line in (*stack.started, *dict.fromkeys(stack.refused.values())):
         terminalreporter.write_line(line)
 
 

@@ -42,7 +42,8 @@ def engine_refusal() -> str | None:
     except Unavailable as error:
         return str(error)
     if done.returncode != 0 or not done.stdout.strip():
-        said = (done.stderr.strip() or "no engine").splitlines()[-1]
+        # The request that failed, which follows, repeats the socket's address three times.
+        said = (done.stderr.strip() or "no engine").splitlines()[-1].partition(': Get "')[0]
         return f"`docker info` failed: {said}"
     return None
 
