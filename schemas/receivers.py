@@ -84,6 +84,8 @@ def _again(details: ErrorDetails) -> InitErrorDetails:
 def _one_line(text: str) -> str:
     if any(ord(char) < 32 or ord(char) == 127 for char in text):
         raise ValueError("expected text without line breaks or other control characters")
+    if "{{" in text:
+        raise ValueError("templates ({{ … }}) are not supported yet; write plain text")
     return text
 
 
@@ -91,8 +93,8 @@ def _http_url(url: SecretStr) -> SecretStr:
     try:
         parts = urlsplit(_one_line(url.get_secret_value()))
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
+    except ValueError as error:
+        raise ValueError(f"expected http://host/… or https://host/…; {error}") from error
     if not usable:
         raise ValueError("expected http://host/… or https://host/…")
     return url
@@ -245,6 +247,13 @@ class EmailConfig(RoutingModel):
     force_implicit_tls: bool | None = None
     tls_config: TlsConfig | None = None
     headers: dict[HeaderName, Line] = {}
+
+    @model_validator(mode="after")
+    def _different_headers(self) -> "EmailConfig":
+        names = [name.lower() for name in self.headers]
+        if len(set(names)) < len(names):
+            refuse(type(self), [(("headers",), "a header stands here twice")])
+        return self
 
 
 class Receiver(RoutingModel):
