@@ -110,6 +110,7 @@ create table agents (
     last_seq    bigint not null,
     messages    bigint not null,        -- that stored at least one new frame
     samples     bigint not null,
+    last_samples bigint not null,      -- in the message `last_seq`
     duplicates  bigint not null,        -- messages that came again
     last_at     timestamptz not null,   -- event time of the newest sample
     received_at timestamptz not null,

@@ -218,16 +218,18 @@ async def pipeline(pool: Pool) -> dict[str, int]:
     for row in await pool.fetch(NEWEST, list(said)):
         if math.isfinite(row["value"]):
             said[row["metric"]] += int(row["value"])
-    stored = await pool.fetchval(
-        """select coalesce(sum(samples), 0)::bigint from (
-               select distinct on (job, instance) samples from agents
-               order by job, instance, last_at desc) newest"""
-    )
+    # An agent's newest message tells what came before it: what it holds itself is added.
+    stored, newest = await pool.fetchrow(
+        """select coalesce(sum(samples), 0)::bigint, coalesce(sum(last_samples), 0)::bigint
+           from (select distinct on (job, instance) samples, last_samples from agents
+                 order by job, instance, last_at desc) newest"""
+    ) or (0, 0)
+    generated, dropped = said[GENERATED] + newest, said[DROPPED]
     return {
-        "generated": said[GENERATED],
+        "generated": generated,
         "stored": stored,
-        "dropped": said[DROPPED],
-        "in_flight": max(0, said[GENERATED] - said[DROPPED] - stored),
+        "dropped": dropped,
+        "in_flight": max(0, generated - dropped - stored),
     }
 
 

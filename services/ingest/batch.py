@@ -161,6 +161,7 @@ class Progress:
     first_seq: int
     last_seq: int
     last_at_us: int
+    last_samples: int
     messages: int = 0
     samples: int = 0
     duplicates: int = 0
@@ -181,9 +182,12 @@ def progress(batch: Sequence[Received], known: set[RowKey]) -> dict[Key, Progres
         key = (one.source["job"], one.source["instance"], one.epoch)
         agent = agents.get(key)
         if agent is None:
-            agent = agents[key] = Progress(one.source, one.seq, one.seq, one.last_at_us)
+            agent = agents[key] = Progress(
+                one.source, one.seq, one.seq, one.last_at_us, one.samples
+            )
         agent.first_seq = min(agent.first_seq, one.seq)
-        agent.last_seq = max(agent.last_seq, one.seq)
+        if one.seq > agent.last_seq:
+            agent.last_seq, agent.last_samples = one.seq, one.samples
         agent.last_at_us = max(agent.last_at_us, one.last_at_us)
         identity = (one.source["instance"], one.epoch, one.seq)
         if identity in seen or (known and _all_known(one, known)):

@@ -59,12 +59,14 @@ on conflict do nothing
 
 SAVE_PROGRESS = """
 insert into agents as known (job, instance, epoch, source, first_seq, last_seq, messages, samples,
-                             duplicates, last_at, received_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
+                             last_samples, duplicates, last_at, received_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, now())
 on conflict (job, instance, epoch) do update set
     source = excluded.source,
     first_seq = least(known.first_seq, excluded.first_seq),
     last_seq = greatest(known.last_seq, excluded.last_seq),
+    last_samples = case when excluded.last_seq >= known.last_seq
+                        then excluded.last_samples else known.last_samples end,
     messages = known.messages + excluded.messages,
     samples = known.samples + excluded.samples,
     duplicates = known.duplicates + excluded.duplicates,
@@ -195,6 +197,7 @@ async def _save_progress(connection: Connection, agents: dict[Key, Progress]) ->
                 agent.last_seq,
                 agent.messages,
                 agent.samples,
+                agent.last_samples,
                 agent.duplicates,
                 instant(agent.last_at_us),
             )

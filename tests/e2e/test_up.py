@@ -105,9 +105,13 @@ async def test_kill_9_loses_nothing_that_was_spooled(home: Path) -> None:
     async with up(home) as running:
         await eventually(lambda: _agent_is_up(running), running.text)
         await eventually(lambda: items(running, "/v1/agents")[0]["missing"] == 0, running.text)
-        proof = json.loads(running.get("/v1/pipeline")[1])
-        assert proof["dropped"] == 0
-        assert proof["stored"] > 0
+        await eventually(lambda: _is_proven(running), lambda: running.get("/v1/pipeline")[1])
+
+
+def _is_proven(running: Running) -> bool:
+    proof = json.loads(running.get("/v1/pipeline")[1])
+    assert proof["dropped"] == 0
+    return bool(proof["generated"] == proof["stored"] > 0)
 
 
 def _agent_is_up(running: Running) -> bool:
