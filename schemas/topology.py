@@ -103,9 +103,18 @@ def topology(partitions: int = DEFAULT_PARTITIONS) -> Topology:
     )
 
 
+MAX_WORD_BYTES = 80
+"""Longest word of a routing key, so that three and a state fit into AMQP's 255 bytes."""
+
+_NOT_IN_WORDS = str.maketrans(".*#", "___")
+
+
 def key_word(text: str) -> str:
     """One word of a routing key: what has a meaning there (`.`, `*`, `#`) becomes `_`."""
-    return text.translate(str.maketrans(".*#", "___"))[:80] or "_"
+    word = text.translate(_NOT_IN_WORDS)
+    if len(word) * 4 > MAX_WORD_BYTES:
+        word = word.encode(errors="replace")[:MAX_WORD_BYTES].decode(errors="ignore")
+    return word or "_"
 
 
 def sample_key(job: str, instance: str) -> str:
