@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.errors import Invalid
+from schemas.bodies import Instant, Text, decode_body
+from schemas.samples import check_source
 from schemas.topology import key_word
 
 EVENT_JSON = "application/vnd.vervet.event+json"
@@ -18,10 +19,10 @@ class AgentStatus(BaseModel):
     kind: Literal["agent"] = "agent"
     state: Literal["started", "stopping"]
     source: dict[str, str]
-    epoch: str
-    at: AwareDatetime
-    version: str = ""
-    interval_s: float = 15.0
+    epoch: Text
+    at: Instant
+    version: Text = ""
+    interval_s: float = Field(15.0, gt=0, le=86_400)
     """Seconds between messages, so that others know when silence begins."""
 
     @property
@@ -36,10 +37,6 @@ def encode_status(status: AgentStatus) -> bytes:
 
 def decode_status(body: bytes) -> AgentStatus:
     """The status of a JSON body. Raises Invalid with the reason."""
-    try:
-        status = AgentStatus.model_validate_json(body)
-    except ValidationError as error:
-        raise Invalid(f"event: {error.errors(include_url=False)[0]['msg']}") from error
-    if not status.source.get("instance") or not status.source.get("job"):
-        raise Invalid("event: source: job and instance are needed")
+    status = decode_body(AgentStatus, body, "event")
+    check_source(status.source)
     return status

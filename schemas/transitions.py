@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from schemas.errors import Invalid
+from schemas.bodies import Instant, Text, decode_body
 from schemas.layouts import series_hash
 from schemas.topology import alert_key
 
@@ -27,25 +27,25 @@ class Transition(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
-    id: str
+    id: Text
     """Hash of (rule, fingerprint, state, at): a change keeps its id whenever it is sent."""
-    rule: str
+    rule: Text
     """`<group>/<alertname>`."""
-    alertname: str
-    fingerprint: str
+    alertname: Text
+    fingerprint: Text
     """Hash of the alert's labels, 32 hexadecimal digits."""
-    severity: str = ""
+    severity: Text = ""
     from_state: AlertState
     to_state: AlertState
-    at: AwareDatetime
+    at: Instant
     """Event time: the instant of the sample that caused it."""
-    active_at: AwareDatetime | None = None
+    active_at: Instant | None = None
     """Since when the condition has held; None once it no longer does."""
     value: float | None = None
-    labels: dict[str, str]
+    labels: dict[Text, Text]
     """All labels, `alertname` included: the series' own and the rule's."""
-    annotations: dict[str, str] = {}
-    expr: str = ""
+    annotations: dict[Text, Text] = {}
+    expr: Text = ""
 
     @property
     def routing_key(self) -> str:
@@ -72,9 +72,4 @@ def encode_transition(transition: Transition) -> bytes:
 
 def decode_transition(body: bytes) -> Transition:
     """The transition of a JSON body. Raises Invalid with the reason."""
-    try:
-        return Transition.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise Invalid(f"transition: {where}: {first['msg']}") from error
+    return decode_body(Transition, body, "transition")

@@ -118,7 +118,7 @@ def test_the_words_of_a_key_that_can_be_listed_are() -> None:
 
 NOTES = {
     *("title", "description", "examples"),
-    *("minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"),
+    *("minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum"),
 }
 
 
