@@ -20,7 +20,7 @@ from services.agent.schedule import Schedule, splay_ns
 from services.agent.settings import AgentSettings
 from services.agent.spool import NO_SPACE, SpoolInUse
 from services.agent.store import Store, open_store
-from services.bus import BusError, Message
+from services.bus import BusError, Message, Refused
 from services.bus_none import NoBus
 from services.clock import instant, now_us, rfc3339
 from services.runtime import Context, Unable, backoff_s, version
@@ -54,13 +54,17 @@ async def serve(settings: AgentSettings, context: Context) -> None:
     try:
         with exposed(host):
             async with asyncio.TaskGroup() as group:
-                reading = _read(settings, context, facts, stations, runner, store)
-                group.create_task(reading, name="read")
+                reading = group.create_task(
+                    _read(settings, context, facts, stations, runner, store), name="read"
+                )
                 if isinstance(context.bus, NoBus):
                     log.warning("no broker URL: what is read stays in the spool, nothing is sent")
                 else:
                     publishing = _publish(settings, context, facts, store)
                     group.create_task(publishing, name="publish")
+                await context.stopping.wait()
+                await asyncio.wait({reading}, timeout=DRAIN_S)
+                reading.cancel()  # a collector hangs; what was read at this tick has no number yet
     finally:
         runner.rest()
         await store.close()
@@ -167,6 +171,9 @@ async def _say_hello(settings: AgentSettings, context: Context, epoch: str) -> N
     for attempt in itertools.count():
         try:
             await _say(status, context)
+        except Refused as error:
+            log.error("hello refused", reason=str(error))
+            return
         except BusError as error:
             if context.health.waiting("broker", str(error)):
                 log.warning("waiting for the broker", reason=str(error))

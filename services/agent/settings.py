@@ -12,9 +12,7 @@ from schemas.durations import Duration
 from schemas.errors import Invalid
 from schemas.layouts import check_labels
 from schemas.samples import check_source
-from schemas.topology import sample_key
 from services.agent.collectors import Interval, Options, load
-from services.bus import MAX_KEY_BYTES
 from services.settings import ServiceSettings
 
 LEAST_SPOOL_BYTES = 4 * 1024**2
@@ -92,8 +90,6 @@ class AgentSettings(ServiceSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> "AgentSettings":
         _checked(check_source, self.source)
-        if len(sample_key(self.job, self.instance).encode()) > MAX_KEY_BYTES:
-            raise ValueError(f"job and instance: longer than {MAX_KEY_BYTES} bytes together")
         if not any(options.enabled for options in self.options().values()):
             raise ValueError("collectors: none is enabled")
         return self

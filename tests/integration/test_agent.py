@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from schemas.samples import SampleMessage, decode
+from schemas.layouts import decode_layout
+from schemas.samples import SampleMessage, decode, from_little
 from schemas.topology import INGEST_QUEUE, topology
 from services.agent.outgoing import open_envelope
 from services.agent.spool import Spool, SpoolStats, open_spool
@@ -246,6 +247,45 @@ async def test_with_all_collectors_it_stays_within_its_budget_of_memory(
         times = process.cpu_times()
         assert ticks >= 20
         assert times.user + times.system < 10, "seconds, its start included"
+
+
+MAIL = """
+from services.agent.collectors import Host, Options, Reading, collector, gauge
+
+QUEUED = gauge("mail_queued", "Messages that wait for delivery.", "queue")
+
+
+@collector("mail")
+def mail(host: Host, options: Options):
+    yield QUEUED(3, "active")
+"""
+
+
+def install(site: Path, name: str, module: str) -> None:
+    """A package with one collector, as pip lays it down."""
+    (site / f"{name}.py").write_text(module)
+    information = site / f"{name}-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[vervet.collectors]\n{name} = {name}\n")
+
+
+async def test_a_collector_of_another_package_appears_and_a_broken_one_hurts_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    install(site, "mailcollector", MAIL)
+    install(site, "brokencollector", "raise RuntimeError('from another age')")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    async with agent(tmp_path / "spool", "--collectors-mail-interval", "200ms") as running:
+        await running.until_ready()
+        await eventually(lambda: own_series(running, "vervet_agent_message_seq") >= 2)
+    (first, *_) = waiting(tmp_path / "spool")
+    (frame,) = (frame for frame in first.frames if frame.collector == "mail")
+    assert decode_layout(frame.layout)[0].labels == {"queue": "active"}
+    assert from_little("d", frame.values)[0] == 3
+    assert "from another age" in running.text()
 
 
 async def test_in_a_container_it_reads_the_host_under_its_root(tmp_path: Path) -> None:

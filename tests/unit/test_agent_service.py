@@ -3,10 +3,13 @@
 import asyncio
 import errno
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -30,10 +33,11 @@ from schemas.topology import (
     Topology,
 )
 from services.agent import service
+from services.agent.collectors import Host, Options, Reading, load
 from services.agent.service import serve
 from services.agent.settings import AgentSettings
 from services.agent.store import open_store
-from services.bus import Bus, Delivery
+from services.bus import Bus, Delivery, Message, Refused
 from services.bus_memory import memory_bus
 from services.bus_none import NoBus
 from services.runtime import Context, Unable
@@ -215,6 +219,53 @@ async def test_each_collector_keeps_its_own_interval(tmp_path: Path) -> None:
     assert seen[0]
     assert 1 < sum(seen) < len(seen), "a busy machine may skip ticks, but not make more of them"
     assert all(f.collector != "netdev" for message in received.samples for f in message.frames)
+
+
+async def test_a_collector_that_hangs_does_not_keep_it_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, back = threading.Event(), threading.Event()
+
+    def hanging(host: Host, options: Options) -> list[Reading]:
+        asked.set()
+        back.wait(20)
+        return []
+
+    stuck = replace(load()["loadavg"], read=hanging)
+    monkeypatch.setattr(service, "load", lambda: {**load(), "loadavg": stuck})
+    try:
+        async with running(quick(tmp_path), NoBus()):
+            await eventually(asked.is_set)
+    finally:
+        back.set()
+
+
+async def test_a_hello_that_is_refused_does_not_keep_samples_from_being_sent(
+    tmp_path: Path,
+) -> None:
+    async with broker() as (bus, received):
+        publish = bus.publish
+
+        async def refusing(exchange: str, key: str, message: Message) -> None:
+            if exchange == EVENTS:
+                raise Refused("no permission")
+            await publish(exchange, key, message)
+
+        bus.publish = refusing  # type: ignore[method-assign]
+        with capture_logs() as logs:
+            async with running(quick(tmp_path), bus) as context:
+                await eventually(lambda: len(received.samples) >= 3)
+                assert context.health.is_ready()
+    assert sum(line["event"] == "hello refused" for line in logs) == 1
+
+
+def test_it_loads_no_servers_libraries() -> None:
+    program = (
+        "import sys, services.cli, services.agent.service, services.bus_rabbit;"
+        "print(*{'numpy', 'asyncpg', 'fastapi', 'promql_parser', 'jinja2'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 async def test_a_second_agent_on_one_spool_is_told_so(tmp_path: Path) -> None:

@@ -19,15 +19,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from schemas.durations import Duration, format_duration
 from schemas.layouts import SeriesType
 from services.agent.spool import SpoolStats
+
+log = structlog.get_logger("vervet.agent")
 
 ENTRY_POINTS = "vervet.collectors"
 
@@ -188,10 +192,14 @@ def collector(
     return register
 
 
+@cache
 def load() -> dict[str, Collector]:
     """All collectors by name: the modules of this package, then those of entry points."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            log.exception("collector not loaded", entry_point=entry.value, reason=str(error))
     return dict(_registered)
