@@ -1,6 +1,7 @@
 """The servers for tests are what they claim to be: these run on whichever stack was chosen."""
 
 import asyncio
+import contextlib
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -168,16 +169,26 @@ async def migrate_for_test(url: str) -> None:
         await connection.close()
 
 
-async def test_clones_of_the_migrated_template_are_independent(stack: Stack) -> None:
-    database = Database(stack.database().url, stack.database().admin_url, None)
-    for _ in range(5):
-        with database.migrated_database(migrate_for_test) as url:
-            connection = await asyncpg.connect(url)
-            try:
-                assert await connection.fetchval("SELECT count(*) FROM t") == 0
-                await connection.execute("INSERT INTO t VALUES (now())")
-            finally:
-                await connection.close()
+def database_names(server: Database) -> set[str]:
+    return {row["datname"] for row in server.sql("SELECT datname FROM pg_database")}
+
+
+async def test_clones_of_a_migrated_template_are_independent_and_leave_nothing(
+    database_server: Database,
+) -> None:
+    before = database_names(database_server)
+    # Without a process, as a server that is given by URL: it must be left as it was found.
+    given = Database(database_server.url, database_server.url, None)
+    with contextlib.closing(given):
+        for _ in range(5):
+            with given.migrated_database(migrate_for_test) as url:
+                connection = await asyncpg.connect(url)
+                try:
+                    assert await connection.fetchval("SELECT count(*) FROM t") == 0
+                    await connection.execute("INSERT INTO t VALUES (now())")
+                finally:
+                    await connection.close()
+    assert database_names(database_server) == before
 
 
 async def test_a_database_is_dropped_though_connections_to_it_are_open(
@@ -188,8 +199,7 @@ async def test_a_database_is_dropped_though_connections_to_it_are_open(
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
         await connection.fetch("SELECT 1")
     connection.terminate()
-    name = urlsplit(url).path.lstrip("/")
-    assert not database_server.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'")
+    assert urlsplit(url).path.lstrip("/") not in database_names(database_server)
 
 
 async def test_a_killed_database_keeps_what_it_committed(own_database: Database) -> None:

@@ -88,8 +88,12 @@ class Stack:
 
     def close(self) -> None:
         """End everything that was started."""
-        self._servers.clear()
-        self.keeper.close()
+        try:
+            if self.ways.get("database") == "url":
+                self._servers["PostgreSQL"].close()
+        finally:
+            self._servers.clear()
+            self.keeper.close()
 
     def facts(self, *, ask_docker: bool = True) -> Facts:
         """Find out what the choice depends on."""
