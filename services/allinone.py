@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 import services.agent.service
 import services.api.service
@@ -26,7 +26,7 @@ from services.bus import Bus
 from services.embedded import embedded_postgres, state_directory
 from services.evaluator.settings import EvaluatorSettings
 from services.ingest.settings import IngestSettings
-from services.migrate import prepare
+from services.migrate import MigrateSettings, prepare
 from services.notifier.settings import NotifierSettings
 from services.runtime import READY, Context, Health, stop_on_signals, until_stopped
 from services.settings import DatabaseSettings, Settings, load
@@ -57,8 +57,9 @@ PARTS: dict[str, tuple[type[Settings], Any]] = {
 async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.environ) -> None:
     """Run everything until a signal. Raises what ends a service; then all of them end."""
     home = settings.home or state_directory(environ, os.geteuid())
+    own = _settings_of_parts(settings, home, environ)
     health = Health()
-    stopping = asyncio.Event()
+    stopping, agent_gone = asyncio.Event(), asyncio.Event()
     stop_on_signals(stopping)
     READY.set_function(lambda: float(health.is_ready()))
     async with AsyncExitStack() as stack:
@@ -69,23 +70,38 @@ async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.enviro
         else:
             database_url = settings.database
         bus = await stack.enter_async_context(_bus(settings))
-        await prepare(database_url, bus)
-        flags = {
-            "database_url": database_url,
-            "listen": settings.listen,
-            "spool_directory": str(home / "spool"),
-        }
-        agent_gone = asyncio.Event()
+        partitions = load(MigrateSettings, environ=environ).partitions
+        await prepare(database_url, bus, partitions=partitions)
         async with asyncio.TaskGroup() as group:
-            for name, (model, serve) in PARTS.items():
-                known = {key: flags[key] for key in flags if key in model.model_fields}
-                own = load(model, environ=environ, flags=known)
+            for name, (_, serve) in PARTS.items():
                 told = stopping if name == "agent" else agent_gone
                 context = Context(bus, health.part(name), told)
-                task = group.create_task(_serve(name, context, serve(own, context)), name=name)
+                work = serve(_with_database(own[name], database_url), context)
+                task = group.create_task(_serve(name, context, work), name=name)
                 task.add_done_callback(partial(_follow, name, stopping, agent_gone))
             print(f"\n  Vervet: http://{settings.listen}\n", flush=True)  # noqa: T201
     log.info("stopped")
+
+
+def _settings_of_parts(
+    settings: UpSettings, home: Path, environ: Mapping[str, str]
+) -> dict[str, Settings]:
+    """Every service's own settings, before anything is started. Raises DocumentError."""
+    flags = {"listen": settings.listen, "spool_directory": str(home / "spool")}
+    return {
+        name: load(
+            model,
+            environ=environ,
+            flags={key: flags[key] for key in flags if key in model.model_fields},
+        )
+        for name, (model, _) in PARTS.items()
+    }
+
+
+def _with_database(settings: Settings, url: str) -> Settings:
+    if "database_url" not in type(settings).model_fields:
+        return settings
+    return settings.model_copy(update={"database_url": SecretStr(url)})
 
 
 def _follow(

@@ -27,7 +27,7 @@ from services.runtime import (
     until_stopped,
     version,
 )
-from services.settings import DatabaseSettings, ServiceSettings, add_flags, load, required
+from services.settings import ServiceSettings, add_flags, load, required
 from services.telemetry import configure_logging, mask_secrets
 
 EXIT_INPUT = 2
@@ -88,7 +88,8 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     if wanted == "up":
         add_flags(up, _settings_model("up"))
     migrate = commands.add_parser("migrate", help="declare the topology, migrate the database")
-    add_flags(migrate, DatabaseSettings)
+    if wanted == "migrate":
+        add_flags(migrate, _settings_model("migrate"))
     health = commands.add_parser("health", help="exit 0 when a process says that it is ready")
     health.add_argument("address", nargs="?", default="127.0.0.1:8420", help="host:port")
     check = commands.add_parser("check", help="check rule, routing and agent files")
@@ -98,7 +99,8 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
 
 
 def _settings_model(name: str) -> type[ServiceSettings]:
-    module = "services.allinone" if name == "up" else f"services.{name}.settings"
+    modules = {"up": "services.allinone", "migrate": "services.migrate"}
+    module = modules.get(name, f"services.{name}.settings")
     model: type[ServiceSettings] = getattr(
         importlib.import_module(module), f"{name.title()}Settings"
     )
@@ -173,14 +175,14 @@ def _run_up(_: str, __: Path | None, flags: dict[str, str]) -> int:
 
 
 def _run_migrate(_: str, __: Path | None, flags: dict[str, str]) -> int:
-    from services.migrate import prepare
+    from services.migrate import MigrateSettings, prepare
 
-    settings = load(DatabaseSettings, environ=os.environ, flags=flags)
+    settings = load(MigrateSettings, environ=os.environ, flags=flags)
     configure_logging(settings.log_level, settings.log_format)
 
     async def work() -> None:
         async with open_bus(settings, "migrate") as bus:
-            await prepare(settings.database, bus)
+            await prepare(settings.database, bus, partitions=settings.partitions)
 
     asyncio.run(work())
     return 0
