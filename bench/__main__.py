@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import ingest
+from bench import agent, ingest
 from bench.figures import LATEST, Failed, Figure, keep, table
 from tests.stack.choice import Unavailable
 from tests.stack.process import Say
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 BENCHMARKS: dict[str, Callable[[Stack, Say, int], Coroutine[Any, Any, list[Figure]]]] = {
     ingest.BENCH: ingest.measure,
+    agent.BENCH: agent.measure,
 }
 
 

@@ -20,6 +20,7 @@ import psutil
 
 from bench.figures import Failed
 from bench.processes import cpu_of_all_s, peaks_mib
+from bench.product import END_TIMEOUT_S, vervet
 from schemas.topology import DEFAULT_PARTITIONS, EVALUATE, SAMPLES, partition_queue
 from services.bus_rabbit import rabbit_bus
 from services.clock import now_us
@@ -27,16 +28,13 @@ from services.database import Connection
 from services.migrate import prepare
 from tests.stack.broker import Broker
 from tests.stack.database import with_database
-from tests.stack.process import free_port, is_alive, tail
+from tests.stack.process import is_alive, tail
 from tests.stack.session import Stack
-
-VERVET = Path(sys.executable).with_name("vervet")
 
 HISTORY_US = 3_600_000_000
 """Samples begin this long ago, so that none is in the future."""
 
 STORE_TIMEOUT_S = 300.0
-END_TIMEOUT_S = 20.0
 POLL_S = 0.1
 
 
@@ -147,7 +145,8 @@ async def pipeline(
         admin = await asyncpg.connect(with_database(database.admin_url, name))
         resources.push_async_callback(admin.close)
         log = Path(resources.enter_context(tempfile.TemporaryDirectory())) / "ingest.log"
-        worker = resources.enter_context(_worker(stack, broker_url, database_url, log))
+        urls = {"VERVET_BROKER_URL": broker_url, "VERVET_DATABASE_URL": database_url}
+        worker = resources.enter_context(vervet(stack, "ingest", urls, log))
         publisher = resources.enter_context(_publisher(broker_url, samples_per_message))
         yield Pipeline(
             samples_per_message,
@@ -165,26 +164,6 @@ async def pipeline(
                 "database": database.pid(),
             },
         )
-
-
-@contextmanager
-def _worker(
-    stack: Stack, broker_url: str, database_url: str, log: Path
-) -> Iterator[psutil.Process]:
-    """One `vervet ingest` as its settings come."""
-    environment = {
-        **os.environ,
-        "VERVET_BROKER_URL": broker_url,
-        "VERVET_DATABASE_URL": database_url,
-        "VERVET_LISTEN": f"127.0.0.1:{free_port()}",
-    }
-    worker = stack.keeper.spawn([str(VERVET), "ingest"], environment, log)
-    try:
-        yield worker
-    finally:
-        if is_alive(worker):
-            worker.terminate()
-            worker.wait(END_TIMEOUT_S)
 
 
 @contextmanager
