@@ -18,7 +18,7 @@ const LOADING: History = { columns: EMPTY, loading: true, error: undefined }
 const LIVE_GAP_S = 30
 /** Steps longer than this show nothing of single live values. */
 const LIVE_STEP_S = 15
-const RETRY_MS = 5_000
+const RETRY_MS = 3_000
 
 /** Follows the panel until the view is left. `revision` asks for all of it again when it changes. */
 export function useHistory(

@@ -2,6 +2,9 @@
 import { useEffect, useRef, useState } from 'preact/hooks'
 import * as api from './api.ts'
 
+/** After a failure, which often is a change of network that is over at once. */
+const RETRY_S = 3
+
 export interface Polled<T> {
   /** The newest answer; it stays when a later request fails. */
   data: T | undefined
@@ -35,6 +38,7 @@ export function usePolled<T>(
       left.abort()
       left = new AbortController()
       const { signal } = left
+      let wait_s = every_s
       try {
         const data = await asking.current(signal)
         if (!signal.aborted) setAnswer({ data, error: undefined, at: api.now() })
@@ -42,8 +46,9 @@ export function usePolled<T>(
         if (signal.aborted) return
         const reason = error instanceof api.ApiError ? error.message : String(error)
         setAnswer((before) => ({ ...before, error: reason }))
+        wait_s = Math.min(RETRY_S, every_s)
       }
-      if (!signal.aborted) timer = setTimeout(tick, every_s * 1000)
+      if (!signal.aborted) timer = setTimeout(tick, wait_s * 1000)
     }
     // A hidden page asks nothing; once visible, it asks at once.
     const tick = () => {
