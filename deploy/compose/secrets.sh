@@ -26,9 +26,16 @@ password() {
 broker=$(password broker-password)
 database=$(password database-password)
 
-# RabbitMQ reads its first user and virtual host from here; its images take no password from a file.
-printf 'default_vhost = vervet\ndefault_user = vervet\ndefault_pass = %s\n' "$broker" |
-  put rabbitmq.conf rabbitmq 400
+# RabbitMQ takes its user from here at each start; its images read no password from a file.
+put definitions.json rabbitmq 400 <<END
+{
+  "vhosts": [{ "name": "vervet" }],
+  "users": [{ "name": "vervet", "password": "$broker", "tags": [] }],
+  "permissions": [
+    { "user": "vervet", "vhost": "vervet", "configure": ".*", "write": ".*", "read": ".*" }
+  ]
+}
+END
 printf 'amqp://vervet:%s@rabbitmq:5672/vervet' "$broker" | put broker-url "root:$broker_group" 440
 printf 'postgresql://vervet:%s@timescaledb:5432/vervet' "$database" |
   put database-url "root:$database_group" 440
