@@ -1,8 +1,12 @@
 """A notifier without its loops: a test turns it by hand, on a real database and its own clock."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from schemas.routing import RoutingDocument, routing_tree
 from schemas.transitions import AlertState, Transition, fingerprint, transition_id
@@ -190,3 +194,57 @@ class Rig:
             await self.flush()
             await self.send()
         self.time = end
+
+
+@dataclass
+class Hook:
+    """A receiver of webhooks: what came, and what is done about it before the answer."""
+
+    port: int = 0
+    status: int = 200
+    delay_s: float = 0.0
+    before_answer: Callable[[], None] | None = None
+    ids: list[str] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/hook"
+
+    @property
+    def told(self) -> dict[str, list[str]]:
+        """By instance, the states that it was told in, each notification once."""
+        found: dict[str, list[str]] = {}
+        for body in dict(zip(self.ids, self.bodies, strict=True)).values():
+            for alert in body["alerts"]:
+                found.setdefault(alert["labels"]["instance"], []).append(alert["status"])
+        return found
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in head[1:] if line)
+            body = await reader.readexactly(int(headers["content-length"]))
+            self.ids.append(headers["x-vervet-notification-id"])
+            self.bodies.append(json.loads(body))
+            if self.before_answer:
+                self.before_answer()
+            await asyncio.sleep(self.delay_s)
+            writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: 0\r\n\r\n".encode())
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the notifier was killed
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def hook(**given: Any) -> AsyncIterator[Hook]:
+    """A receiver that listens as long as this lasts."""
+    receiver = Hook(**given)
+    server = await asyncio.start_server(receiver.handle, "127.0.0.1", receiver.port)
+    receiver.port = server.sockets[0].getsockname()[1]
+    try:
+        yield receiver
+    finally:
+        server.close()

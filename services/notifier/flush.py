@@ -79,10 +79,17 @@ on conflict (group_id, target) do update set
 """
 
 _FORGET_MEMBERS = """
-delete from notify_members m using notify_alerts a
-where m.group_id = any($1) and a.id = m.alert_id and not a.firing
-  and not exists (select from notify_told t where t.group_id = m.group_id
-                  and (m.alert_id = any(t.firing) or m.alert_id = any(t.doubtful)))
+with ended as materialized (
+    select m.group_id, m.alert_id
+    from notify_members m join notify_alerts a on a.id = m.alert_id
+    where m.group_id = any($1) and not a.firing),
+believed as (
+    select group_id, unnest(firing || doubtful) as alert_id
+    from notify_told where group_id = any($1))
+delete from notify_members m using ended
+where m.group_id = ended.group_id and m.alert_id = ended.alert_id
+  and not exists (select from believed b
+                  where b.group_id = ended.group_id and b.alert_id = ended.alert_id)
   and not exists (select from deliveries d where d.group_id = m.group_id and d.state = 'pending')
 """
 

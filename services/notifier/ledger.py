@@ -54,6 +54,10 @@ where id = $1 and lease = $2 and state = 'pending'
 returning id
 """
 
+_TRY_AT_NEXT_FLUSH = """
+update notify_groups set due_at = least(due_at, $2::timestamptz + group_interval) where id = $1
+"""
+
 
 @dataclass(frozen=True)
 class Claimed:
@@ -165,11 +169,7 @@ class Ledger:
                 told = await _told(connection, claimed)
                 told = after_failure(told, claimed.firing, doubtful=doubtful)
                 await save_told(connection, claimed.group_id, claimed.target, told)
-                await connection.execute(
-                    """update notify_groups set due_at = least(due_at, $2::timestamptz + group_interval)
-                       where id = $1""",
-                    *(claimed.group_id, now),
-                )
+                await connection.execute(_TRY_AT_NEXT_FLUSH, claimed.group_id, now)
         return final
 
 

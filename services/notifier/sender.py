@@ -24,7 +24,7 @@ ATTEMPTS = Counter(
 )
 SECONDS = Histogram("vervet_notifier_attempt_seconds", "Time of one attempt", ["channel"])
 
-LEASE_MARGIN = timedelta(seconds=20)
+LEASE_MARGIN = timedelta(seconds=10)
 """What a lease lasts beyond the channel's timeout: time to record the outcome."""
 
 FINISH_S = 3.0

@@ -5,7 +5,7 @@ number of notifiers work at once.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -117,7 +117,7 @@ class Store:
         members: list[tuple[str, int]] = []
         for alert in alerts:
             for place in placements(root, alert["labels"], alert["starts_at"], now):
-                row = asdict(place) | {"due_at": place.due_at.isoformat()}
+                row = vars(place) | {"due_at": place.due_at.isoformat()}
                 known = groups.setdefault(place.identity, row)
                 known["due_at"] = min(known["due_at"], row["due_at"], key=datetime.fromisoformat)
                 members.append((place.identity, alert["id"]))
