@@ -156,7 +156,8 @@ def plan(
     if not reason.tells:
         return Plan(reason, known, superseded=pending is not None)
     ended = resolved & known.believed
-    content = Content(firing, ended, digest_of(a for a in alerts if a.id in firing | ended))
+    told_of = firing | ended
+    content = Content(firing, ended, digest_of(a for a in alerts if a.id in told_of))
     if pending and pending.digest == content.digest:
         return Plan(reason, told)
     return Plan(reason, known, content, superseded=pending is not None)
