@@ -50,10 +50,27 @@ export async function accessibilityFaults(page) {
   return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => `${id}: ${target}: ${failureSummary}`))
 }
 
+/** Waits until a canvas is coloured like this; see below. */
+export async function drawn(page, selector, pattern = /#/, timeout_ms = 30_000) {
+  const deadline = Date.now() + timeout_ms
+  await page.locator(selector).waitFor({ timeout: timeout_ms })
+  let columns
+  do {
+    columns = await colouredColumns(page, selector)
+    if (pattern.test(columns)) return
+    await page.evaluate(() => new Promise(requestAnimationFrame))
+  } while (Date.now() < deadline)
+  throw new Error(`${selector} is not drawn like ${pattern}: ${columns}`)
+}
+
 /** Which pixel columns of a canvas hold colour (axes and grid are grey): `#` for each that does, `.` for the others. */
-export async function colouredColumns(page, selector) {
+async function colouredColumns(page, selector) {
   return page.locator(selector).evaluate((canvas) => {
-    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+    const { width, height } = canvas
+    // Read from a copy: Chromium warns when a canvas for drawing is read often.
+    const copy = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true })
+    copy.drawImage(canvas, 0, 0)
+    const { data } = copy.getImageData(0, 0, width, height)
     const coloured = (x, y) => {
       const at = (y * width + x) * 4
       const [red, green, blue, alpha] = data.subarray(at, at + 4)

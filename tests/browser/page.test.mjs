@@ -1,7 +1,7 @@
 // The page against a stand-in api, in a real browser: hostile names, gaps, faults, a lost connection.
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
-import { accessibilityFaults, colouredColumns, launch, open } from './chromium.mjs'
+import { accessibilityFaults, drawn, launch, open } from './chromium.mjs'
 import { Fake, fleet, HOSTILE } from './fake.mjs'
 
 const VIEWS = ['#/', '#/instance/web-1', `#/instance/${encodeURIComponent(HOSTILE)}`, '#/alerts', '#/inbox']
@@ -101,11 +101,15 @@ test('names that are code are shown as text, everywhere', async () => {
 test('the charts of an instance are drawn, with its gap as a gap', () =>
   visit('#/instance/web-1', async (page) => {
     for (const panel of ['cpu', 'memory', 'load', 'filesystem', 'disk', 'network']) {
-      await page.locator(`#panel-${panel} canvas`).waitFor()
-      const columns = await colouredColumns(page, `#panel-${panel} canvas`)
-      assert.match(columns, /#{20,}\.{20,}#{20,}/, panel)
+      await drawn(page, `#panel-${panel} canvas`, /#{20,}\.{20,}#{20,}/)
     }
   }))
+
+test('a single sample is drawn as a point', () => {
+  const world = fleet()
+  world.gap = [0, Date.now() / 1000 - 6]
+  return visit('#/instance/edge-berlin-07', (page) => drawn(page, '#panel-load canvas'), { world })
+})
 
 test('values stream into the charts without being asked for', () =>
   visit('#/instance/web-1', async (page, fake) => {

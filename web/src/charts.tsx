@@ -1,7 +1,7 @@
 /** One panel as a uPlot chart with its legend. Names of lines are only ever text nodes. */
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 import uPlot from 'uplot'
-import { latest, stacked, type Columns } from './columns.ts'
+import { alone, latest, stacked, type Columns } from './columns.ts'
 import type { Panel } from './panels.ts'
 import { useTheme, type Theme } from './theme.ts'
 import { formatClock, formatTick, formatTicks, formatValue } from './units.ts'
@@ -177,7 +177,12 @@ function options(
         stroke: colour,
         width: panel.stacked === true ? 1 : 1.5,
         fill: colour + alpha(panel, colour, theme),
-        points: { show: false },
+        points: {
+          show: false,
+          size: 4,
+          fill: colour,
+          filter: (chart: uPlot, line: number) => alone(chart.data[line]!),
+        },
         spanGaps: false,
       })),
     ],

@@ -105,6 +105,15 @@ export function stacked(columns: Columns): Columns {
   return { at: columns.at, lines }
 }
 
+/** Where a value stands alone between gaps: no line leads to it, so it must be drawn as a point. */
+export function alone(values: ArrayLike<number | null | undefined>): number[] {
+  const found: number[] = []
+  for (let row = 0; row < values.length; row += 1) {
+    if (values[row] != null && values[row - 1] == null && values[row + 1] == null) found.push(row)
+  }
+  return found
+}
+
 /** The newest value of each line that has one after an instant. */
 export function latest(columns: Columns, after: number): Map<string, number> {
   const first = columns.at.findIndex((at) => at > after)

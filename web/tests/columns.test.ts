@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { beside, EMPTY, followedBy, gridOf, hasValues, latest, onGrid, since, stacked, type Columns } from '../src/columns.ts'
+import { alone, beside, EMPTY, followedBy, gridOf, hasValues, latest, onGrid, since, stacked, type Columns } from '../src/columns.ts'
 
 function columns(at: number[], lines: Record<string, (number | null)[]>): Columns {
   return { at, lines: Object.entries(lines).map(([name, values]) => ({ name, values })) }
@@ -60,6 +60,12 @@ test('the newest value counts only while it is fresh', () => {
   const some = columns([1, 2, 3], { a: [1, 2, null], b: [1, null, null] })
   assert.deepEqual([...latest(some, 1)], [['a', 2]])
   assert.deepEqual([...latest(some, 9)], [])
+})
+
+test('a value between gaps stands alone', () => {
+  assert.deepEqual(alone([1, null, 2, 3, null, 4]), [0, 5])
+  assert.deepEqual(alone([1]), [0])
+  assert.deepEqual(alone([null, null]), [])
 })
 
 test('columns beside each other share their instants', () => {

@@ -17,8 +17,6 @@ const AGENTS_EVERY_S = 10
 const ALERTS_EVERY_S = 10
 const UPTIME_EVERY_S = 60
 const TRANSITIONS = 10
-/** How often the charts' right edge moves. */
-const WINDOW_EVERY_S = 5
 /** A value older than this (and than three steps) is not the one of now. */
 const FRESH_S = 60
 
@@ -40,7 +38,8 @@ export function Instance({ name, range: rangeId }: Props) {
     if (before.current !== undefined && state !== before.current) setRevision((count) => count + 1)
     before.current = state
   }, [state])
-  const now = useNow(WINDOW_EVERY_S)
+  // The charts' right edge moves with the clock, so that what just came is within.
+  const now = useNow()
   const window = { start: now - range.range_s, end: now, fresh: now - Math.max(FRESH_S, 3 * range.step_s) }
 
   return (
