@@ -164,15 +164,17 @@ class Bus(Protocol):
 MAX_BODY_BYTES = 16 * 1024**2
 """RabbitMQ 4 closes the channel over a larger body, and with it whatever else is under way."""
 
-MAX_KEY_BYTES = 255
+MAX_NAME_BYTES = 255
+"""Of a routing key and a message id, in UTF-8."""
 
 
 def check_size(key: str, message: Message) -> None:
     """Raises Refused for what AMQP cannot carry."""
     if len(message.body) > MAX_BODY_BYTES:
         raise Refused(f"a body of {len(message.body)} bytes; at most {MAX_BODY_BYTES} are possible")
-    if len(key) * 4 > MAX_KEY_BYTES and len(key.encode()) > MAX_KEY_BYTES:
-        raise Refused(f"a routing key of {len(key.encode())} bytes; at most {MAX_KEY_BYTES}")
+    for what, text in (("routing key", key), ("message id", message.message_id)):
+        if len(text) * 4 > MAX_NAME_BYTES and len(text.encode()) > MAX_NAME_BYTES:
+            raise Refused(f"a {what} of {len(text.encode())} bytes; at most {MAX_NAME_BYTES}")
 
 
 MAX_REASON = 256

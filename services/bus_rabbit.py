@@ -98,8 +98,12 @@ class RabbitBus:
         consumer = Consumer(self._receiving, self.publish, source)
         self._consumers.add(consumer)
         task = asyncio.create_task(consumer.run(), name=f"consume {source.name}")
+        task.add_done_callback(consumer.note_end)
         try:
-            await consumer.standing
+            await asyncio.wait((task, consumer.standing), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            consumer.standing.result()
             yield consumer
         finally:
             self._consumers.discard(consumer)

@@ -134,6 +134,12 @@ class Consumer:
             await asyncio.sleep(backoff_s(attempt))
             attempt += 1
 
+    def note_end(self, task: "asyncio.Task[None]") -> None:
+        """`run` never ends by an error of the broker; if it does by one of ours, that is told."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.trouble = f"consuming {self._source.name} ended: {error}"
+            log.error("consuming ended", source=self._source.name, exc_info=error)
+
     async def _stand(self, connection: AbstractConnection) -> "asyncio.Future[None]":
         """Subscribe on a channel of its own. The future is done when the broker cancels it."""
         source = self._source

@@ -5,6 +5,7 @@ It works on the aiormq channel beneath aio-pika: `Exchange.publish` costs 40 % m
 """
 
 import asyncio
+import struct
 import time
 
 from aiormq import exceptions as amqp
@@ -113,6 +114,8 @@ class Outlet:
         """What a failed publish means to its caller. A closed channel fails all that were under
         way on it, so those that the broker's words do not concern are merely unknown."""
         text = str(error)
+        if isinstance(error, ValueError | TypeError | struct.error):
+            return Refused(f"cannot be encoded: {text}")
         if isinstance(error, amqp.PublishError):
             bus.UNROUTABLE.inc()
             return Unroutable(f"no queue is bound to {self._exchange} for key {key}")

@@ -19,7 +19,7 @@ from schemas.topology import (
     Topology,
     topology,
 )
-from services.bus import Bus, Consumer, Delivery, Message, TopologyMissing, Unroutable
+from services.bus import Bus, Consumer, Delivery, Message, Refused, TopologyMissing, Unroutable
 from services.bus_memory import memory_bus
 from services.bus_rabbit import rabbit_bus
 
@@ -168,6 +168,15 @@ async def test_an_empty_body_and_a_large_one_arrive_unchanged(bus: Bus) -> None:
 async def test_a_message_that_no_queue_is_bound_for_is_unroutable(bus: Bus) -> None:
     with pytest.raises(Unroutable, match=r"other\.key"):
         await bus.publish(WORK, "other.key", message(1))
+
+
+async def test_what_amqp_cannot_carry_is_refused(bus: Bus) -> None:
+    with pytest.raises(Refused, match="body"):
+        await bus.publish(WORK, "job", Message(bytes(16 * 1024**2 + 1), "a/b", "large"))
+    with pytest.raises(Refused, match="routing key"):
+        await bus.publish(WORK, "ä" * 128, message(1))
+    with pytest.raises(Refused, match="message id"):
+        await bus.publish(WORK, "job", Message(b"", "a/b", "x" * 256))
 
 
 async def test_an_exchange_that_is_not_declared_is_unroutable_and_harms_no_other(bus: Bus) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from schemas.topology import DEAD, DEAD_QUEUE, Binding, Exchange, Queue, Topology
-from services.bus import Bus, Delivery, Message, Refused, Unavailable, Unroutable
+from services.bus import Bus, Delivery, Message, Unavailable, Unroutable
 from services.bus_memory import memory_bus
 
 WORK = "work"
@@ -154,13 +154,6 @@ async def test_a_reject_without_a_dead_queue_says_so_and_keeps_the_message() -> 
                 await left.reject(delivery, "torn")
             await left.ack([delivery])
         await publish
-
-
-async def test_what_amqp_could_not_carry_is_refused(bus: Bus) -> None:
-    with pytest.raises(Refused, match="body"):
-        await bus.publish(WORK, "one", Message(bytes(16 * 1024**2 + 1), "a/b", "large"))
-    with pytest.raises(Refused, match="routing key"):
-        await bus.publish(WORK, "ä" * 128, message("a"))
 
 
 async def test_closing_the_bus_lets_its_publishers_go() -> None:

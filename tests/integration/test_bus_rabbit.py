@@ -411,6 +411,15 @@ async def test_a_key_that_the_user_may_not_use_is_refused_and_others_go_on(
         assert await owner.depth("jobs") == 2
 
 
+async def test_what_cannot_be_encoded_is_refused_and_others_go_on(broker_url: str) -> None:
+    async with opened(broker_url) as bus:
+        wide = Message(b"", "text/plain", "wide", {"n": 2**70})
+        with pytest.raises(Refused, match="cannot be encoded"):
+            await bus.publish(WORK, "job", wide)
+        await bus.publish(WORK, "job", message(1))
+        assert await bus.depth("jobs") == 1
+
+
 async def test_an_exchange_type_that_is_not_enabled_is_told_with_its_fix(broker_url: str) -> None:
     unknown: Any = "x-not-enabled"
     async with opened(broker_url) as bus:
