@@ -102,32 +102,35 @@ def receive(
     delivery: Delivery, message: SampleMessage, layouts: Layouts, bounds_us: tuple[int, int]
 ) -> Received:
     """Check a decoded message against its layouts. Raises Invalid with the reason."""
-    frames, samples, last_at_us = [], 0, bounds_us[0]
+    frames: list[Rows] = []
+    samples, last_at_us = 0, bounds_us[0]
     labels = frozenset(message.source.items())
+    before = b""
+    at: tuple[int, ...] = ()
     for frame in message.frames:
-        rows = _rows(frame, layouts.get(labels, frame.layout))
-        first, last = min(rows.at), max(rows.at)
-        if first < bounds_us[0] or last > bounds_us[1]:
-            wrong = first if first < bounds_us[0] else last
-            raise Invalid(f"frame {frame.collector}: at: {_shown(wrong)} is too far from now")
-        samples += len(rows.values) // 8 - _absent(rows.values)
-        last_at_us = max(last_at_us, last)
-        frames.append(rows)
+        if frame.at != before:  # the frames of a message are of one instant, as a rule
+            before, at = frame.at, _instants(frame, bounds_us)
+            last_at_us = max(last_at_us, *at)
+        layout = layouts.get(labels, frame.layout)
+        if len(frame.values) != 8 * len(at) * layout.width:
+            raise Invalid(
+                f"frame {frame.collector}: values: {len(frame.values)} bytes; expected "
+                f"{len(at)} rows of {layout.width} float64"
+            )
+        samples += len(frame.values) // 8 - _absent(frame.values)
+        frames.append(Rows(layout, at, frame.values))
     return Received(
         delivery, message.source, message.epoch, message.seq, frames, samples, last_at_us
     )
 
 
-def _rows(frame: Frame, layout: Layout) -> Rows:
-    at = _instants(frame.at)
-    if len(frame.values) != 8 * len(at) * layout.width:
-        raise Invalid(
-            f"frame {frame.collector}: values: {len(frame.values)} bytes; expected "
-            f"{len(at)} rows of {layout.width} float64"
-        )
-    if len(at) > 1 and len(set(at)) != len(at):
+def _instants(frame: Frame, bounds_us: tuple[int, int]) -> tuple[int, ...]:
+    at = tuple(from_little("q", frame.at))
+    if len(set(at)) != len(at):
         raise Invalid(f"frame {frame.collector}: at: an instant stands twice")
-    return Rows(layout, at, frame.values)
+    for wrong in (at_us for at_us in at if not bounds_us[0] <= at_us <= bounds_us[1]):
+        raise Invalid(f"frame {frame.collector}: at: {_shown(wrong)} is too far from now")
+    return at
 
 
 _ABSENT = ABSENT_BITS.to_bytes(8, "little")
@@ -138,12 +141,6 @@ def _absent(values: bytes) -> int:
     if _ABSENT not in values:
         return 0
     return int(np.count_nonzero(np.frombuffer(values, "<u8") == ABSENT_BITS))
-
-
-def _instants(data: bytes) -> tuple[int, ...]:
-    if len(data) == 8:
-        return (int.from_bytes(data, "little", signed=True),)
-    return tuple(from_little("q", data))
 
 
 def _shown(at_us: int) -> str:
