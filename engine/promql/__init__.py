@@ -9,7 +9,7 @@ from engine.promql.blocks import NAME, Block, Columns
 from engine.promql.errors import QueryError
 from engine.promql.evaluation import Blocks, Select
 from engine.promql.matchers import Matcher, MatchOp, matches, matching_columns
-from engine.promql.plan import DEFAULT_LOOKBACK, Query, parse
+from engine.promql.plan import DEFAULT_LOOKBACK, Moment, Parser, Query, parse
 from engine.promql.results import Matrix, Result, Scalar, Vector
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "MatchOp",
     "Matcher",
     "Matrix",
+    "Moment",
+    "Parser",
     "Query",
     "QueryError",
     "Result",

@@ -29,8 +29,7 @@ def aggregate(op: str, table: Table, *, without: bool, labels: tuple[str, ...]) 
     if groups.order is not None:
         values, present = values[:, groups.order], present[:, groups.order]
     counts = np.add.reduceat(present, groups.starts, axis=1, dtype=np.intp)
-    with np.errstate(all="ignore"):
-        result = AGGREGATIONS[op](values, present, counts, groups.starts)
+    result = AGGREGATIONS[op](values, present, counts, groups.starts)
     return Table(groups.columns, result, counts > 0)
 
 

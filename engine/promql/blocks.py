@@ -5,8 +5,7 @@ blocks; what depends on labels alone is worked out once per `Columns` and rememb
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,17 +50,17 @@ class Columns(tuple[Labels, ...]):
 
     def remember(self, key: Any, derive: Callable[[], T]) -> T:
         """The result of `derive()` for these columns: worked out at the first call with this key.
+        A result of None is not remembered.
 
         `key` must hold everything that the result depends on besides the columns themselves.
         """
-        try:
-            return cast(T, self.memo[key])
-        except KeyError:
-            if len(self.memo) >= MAX_MEMO:
-                self.memo.clear()
-            made = derive()
-            self.memo[key] = made
-            return made
+        known: T | None = self.memo.get(key)
+        if known is not None:
+            return known
+        if len(self.memo) >= MAX_MEMO:
+            self.memo.clear()
+        made = self.memo[key] = derive()
+        return made
 
     def identities(self) -> tuple[frozenset[tuple[str, str]], ...]:
         """One hashable identity per column."""
@@ -91,8 +90,7 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
 NO_COLUMNS = Columns()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
+class Block(NamedTuple):
     """Samples of some series at some instants.
 
     labels: a full label set per column, `__name__` included; a Columns object is kept as it is.

@@ -1,13 +1,13 @@
 """Walks a tree of nodes over a list of steps: blocks of samples in, a table out, no I/O."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from engine.promql import aggregations, functions, operators, windows
-from engine.promql.blocks import Block, Instants
+from engine.promql.blocks import Block, Floats, Instants
 from engine.promql.functions import Value
 from engine.promql.matchers import Matcher
 from engine.promql.nodes import (
@@ -24,8 +24,7 @@ from engine.promql.nodes import (
 from engine.promql.tables import Table
 
 
-@dataclass(frozen=True, slots=True)
-class Select:
+class Select(NamedTuple):
     """What must be read: samples of matching series, start_us < at <= end_us; more is no harm."""
 
     matchers: tuple[Matcher, ...]
@@ -41,15 +40,19 @@ class Blocks(Protocol):
     def __getitem__(self, select: Select, /) -> Sequence[Block]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The steps of a query, what it looks back, and the blocks it reads."""
+class Span(NamedTuple):
+    """The steps of a query, what it looks back, the blocks it reads, and what is known already.
+
+    `known` holds the value of each node that was evaluated, by the node's identity; None where
+    nothing is shared, so that no intermediate result outlives its use.
+    """
 
     steps: Instants
     start_us: int
     end_us: int
     lookback_us: int
     blocks: Blocks
+    known: dict[int, Value] | None
 
 
 def selects_of(node: Node, start_us: int, end_us: int, lookback_us: int) -> Iterator[Select]:
@@ -101,35 +104,49 @@ def samples_of(node: RangeSelector, span: Span) -> Sequence[Block]:
 def evaluate(node: Node, span: Span) -> Value:
     """The value of a node at every step: a table, an array of a number per step, or a text.
 
-    Raises QueryError where the data forbids it (a match that is not unique).
+    Runs under numpy.errstate(all="ignore"). Raises QueryError where the data forbids an answer (a
+    match that is not unique).
     """
-    match node:
-        case Number(value):
-            return np.full(len(span.steps), value)
-        case Text(text):
-            return text
-        case Selector():
-            lookback_us = span.lookback_us
-            select = _select(node, span.start_us, span.end_us, lookback_us, newest=True)
-            return windows.newest(span.blocks[select], steps_of(node, span), lookback_us)
-        case Negate(operand):
-            return _negated(evaluate(operand, span))
-        case Binary():
-            return _binary(node, span)
-        case Aggregate(op, operand, without, labels):
-            table = evaluate(operand, span)
-            assert isinstance(table, Table)
-            return aggregations.aggregate(op, table, without=without, labels=labels)
-        case Call(function, (RangeSelector() as argument,)):
-            return _windowed(function, argument, span)
-        case Call(function, arguments):
-            values = [evaluate(argument, span) for argument in arguments]
-            return functions.FUNCTIONS[function](span.steps, values)
-        case RangeSelector():
-            raise AssertionError("a range selector stands only in a call")
+    known = span.known
+    if known is None:
+        return _EVALUATORS[type(node)](node, span)
+    value = known.get(id(node))
+    if value is None:
+        value = known[id(node)] = _EVALUATORS[type(node)](node, span)
+    return value
 
 
-def _negated(value: Value) -> Value:
+@lru_cache(maxsize=1024)
+def _constant(value: float, steps: int) -> Floats:
+    return np.full(steps, value)
+
+
+def _number(node: Number, span: Span) -> Floats:
+    steps = len(span.steps)
+    return _constant(node.value, steps) if steps == 1 else np.full(steps, node.value)
+
+
+def _selector(node: Selector, span: Span) -> Table:
+    select = _select(node, span.start_us, span.end_us, span.lookback_us, newest=True)
+    return windows.newest(span.blocks[select], steps_of(node, span), span.lookback_us)
+
+
+def _aggregate(node: Aggregate, span: Span) -> Table:
+    table = evaluate(node.operand, span)
+    assert isinstance(table, Table)
+    return aggregations.aggregate(node.op, table, without=node.without, labels=node.labels)
+
+
+def _call(node: Call, span: Span) -> Value:
+    arguments = node.arguments
+    if arguments and isinstance(arguments[0], RangeSelector):
+        return _windowed(node.function, arguments[0], span)
+    values = [evaluate(argument, span) for argument in arguments]
+    return functions.FUNCTIONS[node.function](span.steps, values)
+
+
+def _negated(node: Negate, span: Span) -> Value:
+    value = evaluate(node.operand, span)
     if isinstance(value, Table):
         return Table(value.columns, -value.values, value.present).without_name()
     assert isinstance(value, np.ndarray)
@@ -155,3 +172,14 @@ def _windowed(function: str, argument: RangeSelector, span: Span) -> Table:
     steps = steps_of(argument.selector, span)
     table = windows.over_windows(blocks, steps, argument.range_us, windows.FUNCTIONS[function])
     return table if function in windows.KEEPS_NAME else table.without_name()
+
+
+_EVALUATORS: dict[type[Node], Callable[[Any, Span], Value]] = {
+    Number: _number,
+    Text: lambda node, span: node.value,
+    Selector: _selector,
+    Negate: _negated,
+    Binary: _binary,
+    Aggregate: _aggregate,
+    Call: _call,
+}

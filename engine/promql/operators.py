@@ -9,7 +9,7 @@ import numpy.typing as npt
 from engine.promql.blocks import NAME, Booleans, Columns, Floats, Indexes, Labels
 from engine.promql.errors import QueryError
 from engine.promql.nodes import Matching
-from engine.promql.tables import Table, empty_table, nameless
+from engine.promql.tables import Table, empty_table, nameless, united
 
 Operation = Callable[[Floats, Floats], npt.NDArray[np.generic]]
 
@@ -57,12 +57,13 @@ def with_scalar(op: str, table: Table, scalar: Floats, *, swapped: bool, as_bool
 class _Pairs:
     """Which columns of two tables belong together.
 
-    `left` and `right` are positions of the pairs' columns; several pairs may share a match group
-    (`groups`), of which at most one may be present at a step: `ambiguous` says that this can occur.
+    `left` and `right` are positions of the pairs' columns (None: all, as they stand). Several pairs
+    may share a match group (`groups`), of which at most one may be present at a step: `ambiguous`
+    says that this can occur.
     """
 
-    left: Indexes
-    right: Indexes
+    left: Indexes | None
+    right: Indexes | None
     groups: Indexes
     ambiguous: bool
     columns: Columns
@@ -78,9 +79,10 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
         ("pairs", right.columns, matching, drops_name),
         lambda: _pair(left.columns, right.columns, matching, drops_name),
     )
-    values = left.values[:, pairs.left]
-    result = OPERATORS[op](values, right.values[:, pairs.right])
-    present = left.present[:, pairs.left] & right.present[:, pairs.right]
+    values, present = _taken(left, pairs.left)
+    right_values, right_present = _taken(right, pairs.right)
+    result = OPERATORS[op](values, right_values)
+    present = present & right_present
     if pairs.ambiguous:
         _check_unique(right.present, right.columns, left.present, matching)
     if op in ARITHMETIC or as_bool:
@@ -89,7 +91,14 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
         present = present & result.astype(np.bool_, copy=False)
     if pairs.ambiguous:
         _check_groups(present, pairs.groups)
-    return Table(pairs.columns, values, present).renamed(pairs.columns)
+    return united(Table(pairs.columns, values, present))
+
+
+def _taken(table: Table, indexes: Indexes | None) -> tuple[Floats, Booleans]:
+    """Values and presence of these columns."""
+    if indexes is None:
+        return table.values, table.present
+    return table.values[:, indexes], table.present[:, indexes]
 
 
 def _key(labels: tuple[tuple[str, str], ...], matching: Matching) -> tuple[tuple[str, str], ...]:
@@ -121,12 +130,16 @@ def _pair(left: Columns, right: Columns, matching: Matching, drops_name: bool) -
     kept = [_result_labels(left[position], matching) for position, _, _ in found]
     columns = Columns(kept)
     return _Pairs(
-        np.array([position for position, _, _ in found], dtype=np.intp),
-        np.array([other for _, other, _ in found], dtype=np.intp),
+        _indexes([position for position, _, _ in found], len(left)),
+        _indexes([other for _, other, _ in found], len(right)),
         np.array(groups, dtype=np.intp),
         several,
         nameless(columns) if drops_name else columns,
     )
+
+
+def _indexes(positions: list[int], width: int) -> Indexes | None:
+    return None if positions == list(range(width)) else np.array(positions, dtype=np.intp)
 
 
 def _result_labels(labels: Labels, matching: Matching) -> Labels:

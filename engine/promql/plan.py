@@ -1,6 +1,6 @@
 """A query: an expression, ready to say what it reads and to be answered from what was read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
@@ -16,7 +16,7 @@ from engine.promql.evaluation import (
     selects_of,
     steps_of,
 )
-from engine.promql.nodes import Kind, Node, RangeSelector
+from engine.promql.nodes import Aggregate, Binary, Call, Kind, Negate, Node, RangeSelector
 from engine.promql.parsing import kind, parse_tree
 from engine.promql.results import Matrix, Result, Scalar, matrix_of, vector_of
 from engine.promql.tables import Table, join_tables
@@ -51,15 +51,7 @@ class Query:
 
     def instant(self, at_us: int, blocks: Blocks) -> Result:
         """The answer at one instant. Raises QueryError where the data forbids it."""
-        steps = np.array([at_us], dtype=np.int64)
-        span = Span(steps, at_us, at_us, self.lookback_us, blocks)
-        if isinstance(self.tree, RangeSelector):
-            return _samples(self.tree, span)
-        with np.errstate(all="ignore"):
-            value = evaluate(self.tree, span)
-        if isinstance(value, Table):
-            return vector_of(value, at_us)
-        return value if isinstance(value, str) else Scalar(at_us, float(value[0]))
+        return Moment(at_us, blocks, self.lookback_us).answer(self)
 
     def range(self, start_us: int, end_us: int, step_us: int, blocks: Blocks) -> Matrix:
         """The answer at start, start + step, … up to end. Raises QueryError."""
@@ -74,7 +66,9 @@ class Query:
             )
         steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
         with np.errstate(all="ignore"):
-            value = evaluate(self.tree, Span(steps, start_us, end_us, self.lookback_us, blocks))
+            value = evaluate(
+                self.tree, Span(steps, start_us, end_us, self.lookback_us, blocks, None)
+            )
         if isinstance(value, np.ndarray):
             return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
         assert isinstance(value, Table)
@@ -85,6 +79,55 @@ def parse(text: str, *, lookback: timedelta = DEFAULT_LOOKBACK) -> Query:
     """The query of a PromQL expression. Raises QueryError: wrong, or not supported yet."""
     tree = parse_tree(text)
     return Query(text, tree, kind(tree), lookback // _MICROSECOND)
+
+
+class Moment:
+    """One instant at which several queries of one lookback are answered from the same blocks.
+
+    What queries share is worked out once, if they were made by one `Parser`.
+    """
+
+    __slots__ = ("_span",)
+
+    def __init__(self, at_us: int, blocks: Blocks, lookback_us: int) -> None:
+        steps = np.array([at_us], dtype=np.int64)
+        self._span = Span(steps, at_us, at_us, lookback_us, blocks, {})
+
+    def answer(self, query: Query) -> Result:
+        """The query's answer. Raises QueryError where the data forbids it."""
+        span = self._span
+        if isinstance(query.tree, RangeSelector):
+            return _samples(query.tree, span)
+        with np.errstate(all="ignore"):
+            value = evaluate(query.tree, span)
+        if isinstance(value, Table):
+            return vector_of(value, span.start_us)
+        return value if isinstance(value, str) else Scalar(span.start_us, float(value[0]))
+
+
+class Parser:
+    """Parses queries that are answered together: equal parts of their trees are the same node."""
+
+    def __init__(self, *, lookback: timedelta = DEFAULT_LOOKBACK) -> None:
+        self._lookback = lookback
+        self._nodes: dict[Node, Node] = {}
+
+    def parse(self, text: str) -> Query:
+        """The query of a PromQL expression. Raises QueryError."""
+        query = parse(text, lookback=self._lookback)
+        return replace(query, tree=self._shared(query.tree))
+
+    def _shared(self, node: Node) -> Node:
+        match node:
+            case Negate(inner):
+                node = replace(node, operand=self._shared(inner))
+            case Aggregate(_, inner):
+                node = replace(node, operand=self._shared(inner))
+            case Binary(_, left, right):
+                node = replace(node, left=self._shared(left), right=self._shared(right))
+            case Call(_, arguments):
+                node = replace(node, arguments=tuple(self._shared(one) for one in arguments))
+        return self._nodes.setdefault(node, node)
 
 
 def _samples(node: RangeSelector, span: Span) -> Matrix:

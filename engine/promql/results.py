@@ -45,12 +45,16 @@ class Matrix:
                 yield labels, self.at[here], self.values[here, column]
 
 
+_NOTHING: Floats = np.empty(0)
+
 Result = Vector | Scalar | Matrix | str
 
 
 def vector_of(table: Table, at_us: int) -> Vector:
     """The table's only step as a vector."""
-    here = np.flatnonzero(table.present[0])
+    here = table.present[0].nonzero()[0]
+    if not len(here):
+        return Vector(at_us, (), _NOTHING)
     if len(here) == len(table.columns):
         return Vector(at_us, table.columns, table.values[0])
     return Vector(at_us, tuple(table.columns[one] for one in here), table.values[0, here])

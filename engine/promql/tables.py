@@ -1,7 +1,7 @@
 """The value of an expression over a list of instants: one table, whatever the expression."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from engine.promql.blocks import (
 from engine.promql.errors import QueryError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class Table(NamedTuple):
     """An instant vector at each of several instants ("steps").
 
     values: float64, (steps, columns). present: bool, (steps, columns): whether the vector has this
@@ -70,7 +69,7 @@ def nameless(columns: Columns) -> Columns:
 def united(table: Table) -> Table:
     """The table with equal label sets made one column each, as Prometheus does over steps."""
     groups = table.columns.remember("same", lambda: _same(table.columns))
-    if groups is None:
+    if not groups:
         return table
     values = np.empty((len(table.values), len(groups)))
     present = np.zeros(values.shape, dtype=np.bool_)
@@ -84,11 +83,11 @@ def united(table: Table) -> Table:
     return Table(table.columns.take([int(members[0]) for members in groups]), values, present)
 
 
-def _same(columns: Columns) -> list[Indexes] | None:
-    """Positions of equal label sets, grouped; None where all differ."""
+def _same(columns: Columns) -> list[Indexes]:
+    """Positions of equal label sets, grouped; nothing where all differ."""
     places: dict[frozenset[tuple[str, str]], list[int]] = {}
     for position, identity in enumerate(columns.identities()):
         places.setdefault(identity, []).append(position)
     if len(places) == len(columns):
-        return None
+        return []
     return [np.array(members, dtype=np.intp) for members in places.values()]

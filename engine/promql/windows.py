@@ -5,7 +5,7 @@ Windows are open on the left, (t - range, t], as in Prometheus 3.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,8 +57,7 @@ def _newest_of_row(block: Block, steps: Instants, lookback_us: int) -> Table:
     return Table(block.columns, block.values, present)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Windows:
+class Windows(NamedTuple):
     """Samples without holes, and for each step the rows [low, high) that its window holds.
 
     at: (rows,); values: (rows, columns); low, high, ends: (steps,); range_us: width of a window.
@@ -85,18 +84,17 @@ def over_windows(
 ) -> Table:
     """`function` of each series' window at each step. Metric names are kept; drop them after."""
     tables = []
-    with np.errstate(all="ignore"):
-        for block in distinct_blocks(blocks):
-            values = np.full((len(steps), len(block.labels)), np.nan)
-            present = np.zeros(values.shape, dtype=np.bool_)
-            for indexes, at, cells in dense_parts(block, keep_stale=False):
-                low = np.searchsorted(at, steps - range_us, side="right")
-                high = np.searchsorted(at, steps, side="right")
-                found, there = function(Windows(at, cells, low, high, steps, range_us))
-                columns = slice(None) if indexes is None else indexes
-                values[:, columns] = found
-                present[:, columns] = there[:, None]
-            tables.append(Table(block.columns, values, present))
+    for block in distinct_blocks(blocks):
+        values = np.empty((len(steps), len(block.labels)))
+        present = np.zeros(values.shape, dtype=np.bool_)
+        for indexes, at, cells in dense_parts(block, keep_stale=False):
+            low = at.searchsorted(steps - range_us, side="right")
+            high = at.searchsorted(steps, side="right")
+            found, there = function(Windows(at, cells, low, high, steps, range_us))
+            columns = slice(None) if indexes is None else indexes
+            values[:, columns] = found
+            present[:, columns] = there[:, None]
+        tables.append(Table(block.columns, values, present))
     return join_tables(tables, len(steps))
 
 
