@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import layouts, samples, topology
 from schemas.bodies import MAX_JSON_BYTES
 from schemas.errors import Invalid
 from schemas.events import AgentStatus, decode_status, encode_status
@@ -24,6 +26,7 @@ from schemas.transitions import (
     fingerprint,
     transition_id,
 )
+from schemas.values import ABSENT_BITS, STALE_BITS
 
 GOLDEN = Path(__file__).parent / "golden"
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -270,3 +273,60 @@ def test_a_body_of_nothing_but_mistakes_is_refused_in_bounded_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * MAX_JSON_BYTES
+
+
+# docs/reference/messages.md
+
+REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "messages.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", REFERENCE, re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for of, text in BLOCKS if of == language]
+
+
+def test_the_messages_of_the_reference_are_real() -> None:
+    of_samples, status, transition = (text.encode() for text in blocks("json"))
+    assert samples.decode(of_samples, samples.SAMPLES_JSON).source["instance"] == "roof-1"
+    assert decode_status(status).state == "started"
+    assert decode_transition(transition).id == TRANSITION.id
+
+
+def test_the_code_of_the_reference_reads_a_message() -> None:
+    (code,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    golden = (GOLDEN / "samples_v1.msgpack").read_bytes()
+    source = {"job": "node", "instance": "web-1"}
+    assert list(names["samples"](golden)) == [
+        (1_700_000_000_000_000, "node_load1", source, 0.5),
+        (
+            1_700_000_000_000_000,
+            "node_cpu_seconds_total",
+            {"cpu": "0", "mode": "idle", **source},
+            1234.25,
+        ),
+    ]
+
+
+def test_the_reference_names_the_exchanges_queues_and_limits_of_the_code() -> None:
+    made = topology.topology()
+    for name in [*(one.name for one in made.exchanges), *(one.name for one in made.queues)]:
+        partition = re.fullmatch(r"evaluate\.([1-6])", name)
+        assert partition or f"`{name}`" in REFERENCE
+    numbers = {
+        f"1 to {samples.MAX_FRAMES:,} frames",
+        f"1 to {samples.MAX_ROWS:,}",
+        f"after\n{topology.DELIVERY_LIMIT} deliveries",
+        f"hold {topology.MAX_QUEUE_BYTES >> 30} GiB",
+        f"| body | {topology.MAX_MESSAGE_BYTES >> 20} MiB |",
+        f"{layouts.MAX_SERIES:,}, none of them twice; {layouts.MAX_DECODED_BYTES >> 20} MiB",
+        f"| {layouts.MAX_LABELS} |",
+        f"{layouts.MAX_NAME_CHARS} characters",
+        f"{layouts.MAX_VALUE_CHARS:,} characters",
+        f"at most {MAX_JSON_BYTES >> 10} KiB",
+        f"ends after {topology.MAX_WORD_BYTES} bytes",
+        f"`{ABSENT_BITS:016x}` is no value",
+        f"`{STALE_BITS:016x}` is\nPrometheus' stale",
+    }
+    assert {said for said in numbers if said not in REFERENCE} == set()
