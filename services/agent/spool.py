@@ -330,12 +330,12 @@ class Spool:
             segment.path.unlink(missing_ok=True)
 
     def _advance(self) -> None:
-        """Move the cursor to the oldest record that is on disk and not settled."""
-        state = self._state
-        first = self._segments[0].first_seq if self._segments else state.next_seq
-        flying = (seq for seq in self._in_flight if seq >= max(state.cursor, first))
-        state.cursor = max(state.cursor, min(flying, default=self._read_seq))
-        self._done = {seq for seq in self._done if seq >= state.cursor}
+        """Move the cursor to the oldest record that is on disk and not settled: behind it nothing
+        is owed, even if a crash keeps a file from being deleted."""
+        first = self._segments[0].first_seq if self._segments else self._state.next_seq
+        on_disk = (seq for seq in self._in_flight if seq >= first)
+        cursor = self._state.cursor = min(on_disk, default=self._read_seq)
+        self._done = {seq for seq in self._done if seq >= cursor}
 
     def _save(self, *, durable: bool = False) -> bool:
         """Keep the state. A disk that refuses it does not stop the agent: counts are then as of
@@ -365,7 +365,6 @@ class Spool:
                 log.warning("damaged records", segment=segment.path.name, messages=lost.messages)
                 self._state.drop(DAMAGED, lost.messages, lost.samples)
                 segment.unread = Count()
-            self._read_seq = max(self._read_seq, segment.last_seq + 1)
             self._reading, self._offset = self._reading + 1, 0
         return None
 

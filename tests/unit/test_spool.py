@@ -12,6 +12,7 @@ import pytest
 from services.agent import spool as spool_module
 from services.agent.records import Record
 from services.agent.spool import Spool, SpoolInUse, open_spool
+from services.agent.spool_state import Count
 
 SECOND = 1_000_000
 MIB = 1024 * 1024
@@ -38,11 +39,15 @@ def taken(spool: Spool, window: int = 10_000) -> list[int]:
 
 
 def balances(spool: Spool) -> bool:
-    """generated = confirmed + dropped + waiting, and waiting is not negative."""
+    """generated = confirmed + dropped + waiting, where waiting is what can still be taken."""
+    spool.take(1 << 30, 1 << 40)
     stats = spool.stats()
-    dropped = sum(count.samples for count in stats.dropped.values())
-    assert stats.waiting.messages >= 0
-    return stats.generated.samples == stats.confirmed.samples + dropped + stats.waiting.samples
+    there = list(spool._in_flight.values())
+    dropped = list(stats.dropped.values())
+    messages = stats.confirmed.messages + sum(count.messages for count in dropped) + len(there)
+    samples = stats.confirmed.samples + sum(count.samples for count in dropped)
+    samples += sum(record.samples for record in there)
+    return stats.generated == Count(messages, samples)
 
 
 def kill(spool: Spool) -> None:
@@ -68,6 +73,18 @@ def test_several_records_are_stored_at_once(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     assert spool.append([Record(seq, 5, 1, b"x") for seq in (1, 2, 3)], 5)
     assert taken(spool) == [1, 2, 3]
+
+
+def test_what_is_appended_together_is_on_the_disk_after_one_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = opened(tmp_path)
+    put(spool)
+    synced: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))
+        spool.append([Record(seq, 1000 * SECOND, 10, bytes(100)) for seq in (2, 3, 4)], 0)
+    assert synced == [4 * RECORD]
 
 
 def test_a_record_in_flight_is_not_taken_twice(tmp_path: Path) -> None:
@@ -211,6 +228,52 @@ def test_a_torn_tail_is_dropped_and_counted_and_its_number_not_used_again(
     assert balances(again)
 
 
+def test_a_segment_that_a_crash_left_behind_is_not_delivered_after_it_was_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = opened(tmp_path, max_bytes=MIB)
+    put(spool, 3, size=50_000)
+    spool.take(1, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        put(spool, 18, size=50_000)
+        assert spool.stats().dropped["full"].messages == 1
+        kill(spool)
+    again = opened(tmp_path, max_bytes=MIB)
+    assert 2 not in taken(again)
+    assert balances(again)
+
+
+def test_after_a_long_silence_the_segment_that_was_written_to_has_expired_too(
+    tmp_path: Path,
+) -> None:
+    spool = opened(tmp_path, max_age_s=800)
+    put(spool, 3, at_s=1000)
+    put(spool, 2, at_s=9000)
+    assert spool.stats().dropped["age"].messages == 3
+    kill(spool)
+    assert taken(opened(tmp_path)) == [4, 5]
+
+
+def test_the_state_stays_small_whatever_passes_through(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    for _ in range(30):
+        first = spool.next_seq
+        spool.append([Record(first + at, SECOND, 1, b"") for at in range(200)], SECOND)
+        spool.settle(taken(spool)[::-1])
+    assert spool._state.done == []
+
+
+def test_a_segment_that_vanishes_while_the_spool_is_open_is_counted(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    put(spool, 6, size=100_000)
+    segments(tmp_path)[1].unlink()
+    assert taken(spool) == [1, 2, 5, 6]
+    spool.settle([1, 2, 5, 6])
+    assert spool.stats().dropped["damaged"].messages == 2
+    assert spool.stats().waiting == Count(0, 0)
+
+
 def test_a_flipped_bit_costs_its_record_and_no_later_one(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     put(spool, 5)
@@ -260,6 +323,7 @@ def test_a_record_stored_before_a_kill_is_found_though_the_state_is_older(tmp_pa
     again = opened(tmp_path)
     assert taken(again) == [1, 2, 3]
     assert again.next_seq == 4
+    assert again.stats().generated == Count(3, 30)
     assert balances(again)
 
 
@@ -352,6 +416,25 @@ def test_a_failing_disk_costs_the_new_message_and_keeps_the_others(
     assert taken(spool) == [1, 2, 3]
     kill(spool)
     assert taken(opened(tmp_path)) == [1, 2, 3]
+
+
+def test_a_number_whose_record_may_have_reached_a_failing_disk_is_used_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = opened(tmp_path)
+    put(spool)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        put(spool)
+    spool.append([Record(2, 1000 * SECOND, 10, b"the second")], 0)
+    kill(spool)
+    records = opened(tmp_path).take(100, MIB)
+    assert [record.seq for record in records] == [1, 2]
+    assert records[1].payload == b"the second"
 
 
 def test_a_state_that_cannot_be_written_does_not_stop_the_spool(

@@ -33,10 +33,12 @@ class SpoolMachine(RuleBasedStateMachine):
         self.generated = 0
         self.confirmed = 0
         self.epochs: set[str] = set()
+        self.damaged_while_open = False
 
     def open(self) -> None:
         self.spool = open_spool(self.directory, max_bytes=MAX_BYTES, max_age=timedelta(hours=1))
         self.flying = []
+        self.damaged_while_open = False
         self.epochs.add(self.spool.epoch)
 
     def kill(self) -> None:
@@ -48,7 +50,10 @@ class SpoolMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.open()
 
-    @rule(sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=3), minutes=st.integers(0, 20))
+    @rule(
+        sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=3),
+        minutes=st.sampled_from([0, 0, 1, 10, 90]),
+    )
     def append(self, sizes: list[int], minutes: int) -> None:
         self.now_us += minutes * 60_000_000
         first = self.spool.next_seq
@@ -112,20 +117,31 @@ class SpoolMachine(RuleBasedStateMachine):
                 file.write(content)
         if crash:
             self.open()
+        else:
+            self.damaged_while_open = True
 
-    @rule()
-    def drain(self) -> None:
+    @rule(restart=st.booleans())
+    def drain(self, restart: bool) -> None:
         """Everything still there comes out; what does not was counted as dropped."""
+        if restart:
+            self.kill()
+            self.open()
         while records := self.spool.take(50, 1 << 30):
             for record in records:
                 assert record.payload == self.stored[record.seq]
                 assert record.seq not in self.settled
-                self.settled.add(record.seq)
             self.flying += [record.seq for record in records]
-            self.spool.settle(self.flying)
-            self.confirmed += 7 * len(self.flying)
-            self.settled |= set(self.flying)
-            self.flying = []
+            self.confirm_all()
+        if restart or not self.damaged_while_open:
+            if self.flying:  # in flight since before
+                self.confirm_all()
+            assert self.spool.stats().waiting.messages == 0
+
+    def confirm_all(self) -> None:
+        self.spool.settle(self.flying)
+        self.confirmed += 7 * len(self.flying)
+        self.settled |= set(self.flying)
+        self.flying = []
 
     @invariant()
     def books_balance(self) -> None:
