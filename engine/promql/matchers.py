@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from engine.promql.blocks import Columns, Labels
 from engine.promql.errors import QueryError
+from schemas.errors import Invalid
+from schemas.regex import anchored
 
 MAX_PATTERN_CHARS = 2048
 """Longest regular expression of a matcher; as long as the longest label value."""
@@ -79,30 +81,7 @@ def _pattern(value: str) -> Callable[[str], bool]:
         return bool
     if len(value) > MAX_PATTERN_CHARS:
         raise QueryError(f"regular expression longer than {MAX_PATTERN_CHARS} characters")
-    if _nests_repetition(value):
-        raise QueryError(f"repetition inside a repetition is not supported yet: {value!r}")
-    if "[[:" in value or "[^[:" in value:
-        raise QueryError(f"named character classes are not supported yet: {value!r}")
     try:
-        compiled = re.compile(value, re.DOTALL | re.ASCII)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise QueryError(f"regular expression {value!r}: {error}") from error
-    return lambda text: compiled.fullmatch(text) is not None
-
-
-_REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d+,\})")
-
-
-def _nests_repetition(value: str) -> bool:
-    """Whether a repeated group holds a repetition: what makes a backtracking matcher explode."""
-    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", value)
-    for end in _REPEATED_GROUP.finditer(plain):
-        depth, start = 0, end.start()
-        while start >= 0:
-            depth += (plain[start] == ")") - (plain[start] == "(")
-            if depth == 0:
-                break
-            start -= 1
-        if re.search(r"[*+|]|\{\d+,", plain[start : end.start()].removeprefix("(?:")):
-            return True
-    return False
+        return anchored(value, flags="s")
+    except Invalid as error:
+        raise QueryError(str(error)) from error

@@ -15,7 +15,7 @@ from schemas.topology import (
     sample_key,
     topology,
 )
-from services.bus import MAX_KEY_BYTES
+from services.bus import MAX_NAME_BYTES
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_alert_key_always_has_four_words(
 def test_a_key_fits_into_what_amqp_carries(labels: list[str]) -> None:
     severity, instance, alertname = labels
     for key in (sample_key(*labels[:2]), alert_key(severity, "inactive", instance, alertname)):
-        assert len(key.encode(errors="replace")) <= MAX_KEY_BYTES
+        assert len(key.encode(errors="replace")) <= MAX_NAME_BYTES
 
 
 @pytest.mark.parametrize("partitions", [1, 3, DEFAULT_PARTITIONS])
