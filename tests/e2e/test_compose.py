@@ -201,7 +201,7 @@ def stack(compose_command: None) -> Iterator[Stack]:
         print(running.compose("logs", "--no-color", "--tail", "30"))
         raise
     finally:
-        running.compose("down", "--volumes", "--timeout", "15")
+        running.compose("down", "--volumes", "--timeout", "5")
         succeeds("image", "rm", f"{running.project}:latest")
     assert running.leftovers() == ""
 
