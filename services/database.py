@@ -37,6 +37,10 @@ else:
     Connection = asyncpg.Connection
 
 
+ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""Everything that a database call raises; a cut connection shows up as any of them (`verdict`)."""
+
+
 class SchemaMissing(Exception):
     """The database holds no schema, or not the one of this version; the text says what to do."""
 
@@ -128,7 +132,7 @@ async def wait_for_schema(pool: Pool, url: str, context: Context) -> None:
         try:
             await check_schema(pool)
             break
-        except (SchemaMissing, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (SchemaMissing, *ERRORS) as error:
             reason = f"{address(url)}: {describe(error)}"
             if context.health.waiting("database", reason):
                 log.warning("waiting for the database", reason=reason)

@@ -27,6 +27,9 @@ SECONDS = Histogram("vervet_notifier_attempt_seconds", "Time of one attempt", ["
 LEASE_MARGIN = timedelta(seconds=10)
 """What a lease lasts beyond the channel's timeout: time to record the outcome."""
 
+GRACE = timedelta(seconds=1)
+"""What an attempt may take beyond its channel's own timeout, before it is cut off from here."""
+
 FINISH_S = 3.0
 """What sends under way may take once the notifier was told to stop."""
 
@@ -102,9 +105,12 @@ class Sender:
     async def _attempt(self, channel: Channel, claimed: Claimed) -> str:
         with SECONDS.labels(claimed.channel).time():
             try:
-                return await channel.send(claimed.notification)
+                async with asyncio.timeout((channel.timeout + GRACE).total_seconds()):
+                    return await channel.send(claimed.notification)
             except DeliveryError:
                 raise
+            except TimeoutError as error:
+                raise DeliveryError("the attempt took too long", reached=True) from error
             except Exception as error:
                 log.exception("a defect in a channel", id=claimed.id, target=claimed.target)
                 reason = f"a defect of ours: {type(error).__name__}"

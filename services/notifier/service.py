@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import asyncpg
 import structlog
 from prometheus_client import Counter
 
 from schemas.topology import NOTIFY_QUEUE, Queue, Topology
+from services import database
 from services.database import Verdict, address, describe, ready_pool, verdict
 from services.notifier.flush import Flusher
 from services.notifier.intake import Intake
@@ -43,6 +43,9 @@ PREFETCH = 500
 """Transitions taken before the oldest is settled; about 1 kB each."""
 
 HOUSEKEEPING_S = 3600.0
+
+MAX_PAUSE_S = 5.0
+"""Between tries while the database is away: notifications are what waits."""
 
 T = TypeVar("T")
 
@@ -129,9 +132,9 @@ async def keep_house(store: Store, settings: NotifierSettings, patience: "Patien
 class Patience:
     """Goes on with work that the database interrupts, and says in health what is waited for."""
 
-    def __init__(self, context: Context, database: str) -> None:
+    def __init__(self, context: Context, server: str) -> None:
         self._context = context
-        self._database = database
+        self._server = server
 
     async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, tried again while the database is away. Raises all else."""
@@ -140,13 +143,13 @@ class Patience:
             try:
                 result = await work()
                 break
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except database.ERRORS as error:
                 if verdict(error) is not Verdict.RETRY:
                     raise
-                reason = f"{self._database}: {describe(error)}"
+                reason = f"{self._server}: {describe(error)}"
                 if self._context.health.waiting("database", reason):
                     log.warning("waiting for the database", reason=reason)
-                await asyncio.sleep(backoff_s(attempt))
+                await asyncio.sleep(backoff_s(attempt, most_s=MAX_PAUSE_S))
                 attempt += 1
         if attempt:
             self._context.health.ready("database")

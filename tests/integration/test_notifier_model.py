@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from schemas.transitions import Transition
@@ -25,7 +25,7 @@ STEP = st.one_of(
     st.tuples(st.just("pass"), st.sampled_from(["1", "29", "31", "290", "310", "1000", "15000"])),
     st.tuples(st.just("answer"), st.sampled_from(sorted(ANSWERS))),
     st.tuples(st.just("crash"), st.sampled_from(["before the send", "after the send"])),
-    st.tuples(st.just("redeliver"), st.sampled_from(["the last", "all"])),
+    st.tuples(st.just("redeliver"), st.sampled_from(["0", "1", "2", "3", "-1", "-2", "all"])),
 )
 
 
@@ -64,7 +64,7 @@ class World:
         elif action == "crash":
             await self.crash(after_send=what == "after the send")
         elif action == "redeliver":
-            again = self.sent[-1:] if what == "the last" else self.sent[::-1]
+            again = self.sent[::-1] if what == "all" else self.sent[int(what) :][:1]
             await self.record(again)
         else:
             change = transition(what, "firing" if action == "fire" else "inactive", self.time)
@@ -79,6 +79,7 @@ class World:
     async def crash(self, *, after_send: bool) -> None:
         """A notifier ends after it claimed deliveries, or after it sent them."""
         rig = self.rig
+        self.time = max(self.time, await rig.next_due() or self.time)
         await rig.flush()
         for claimed in await rig.claim():
             if after_send:
@@ -111,11 +112,21 @@ class World:
 
 
 @settings(
-    max_examples=60,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(STEP, max_size=25))
+@example(
+    [
+        ("fire", "a"),
+        ("crash", "after the send"),
+        ("answer", "down"),
+        ("resolve", "a"),
+        ("pass", "1000"),
+    ]
+)
+@example([("fire", "a"), ("answer", "lost"), ("pass", "31"), ("resolve", "a"), ("pass", "310")])
 async def test_a_receiver_knows_the_truth_in_the_end_and_hears_no_end_without_a_beginning(
     pool: Pool, steps: list[tuple[str, str]]
 ) -> None:

@@ -254,6 +254,26 @@ async def test_a_notifier_stops_in_time_while_a_receiver_hangs(
     assert tuple(state) == ("pending", 1, True)
 
 
+async def test_connections_that_are_cut_lose_and_double_nothing(
+    bus: Bus, pool: Pool, database_url: str, tmp_path: Path
+) -> None:
+    names = [f"host-{n}" for n in range(50)]
+    cut = """select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()"""
+    async with hook() as receiver:
+        file = routing_file(tmp_path, {"ops": receiver})
+        async with notifier(bus, database_url, file), asyncio.TaskGroup() as tasks:
+            told = tasks.create_task(eventually(lambda: len(receiver.told) == len(names)))
+            for name in names:
+                tasks.create_task(publish(bus, transition(name, "firing", now())))
+            while not told.done():
+                await pool.execute(cut)
+                await asyncio.sleep(0.2)
+            await publish(bus, *(transition(name, "inactive", now()) for name in names))
+            await eventually(lambda: count(pool, "notify_groups", 0))
+    assert receiver.told == {name: ["firing", "resolved"] for name in names}
+
+
 async def test_an_idle_notifier_hardly_asks_the_database(
     bus: Bus, pool: Pool, database_url: str
 ) -> None:

@@ -2,8 +2,7 @@
 
 from datetime import timedelta
 
-import asyncpg
-
+from services import database
 from services.database import Pool, Verdict, describe, verdict
 from services.notifier.channels import DeliveryError
 from services.notifier.notification import (
@@ -45,7 +44,7 @@ class InboxChannel:
                 notification.common_labels,
                 [webhook_alert(alert) for alert in listed(notification)[0]],
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except database.ERRORS as error:
             permanent = verdict(error) is not Verdict.RETRY
             raise DeliveryError(describe(error), permanent=permanent, reached=True) from error
         return ""
