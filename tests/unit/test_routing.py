@@ -211,3 +211,12 @@ def test_deep_nesting_is_refused_and_not_followed(tmp_path: Path) -> None:
     text = "route: " + "{receiver: a, routes: [" * 3000 + "{}" + "]}" * 3000
     with pytest.raises(DocumentError):
         parse_yaml(text, "routing.yml", RoutingDocument)
+
+
+def test_the_guide_s_example_is_a_valid_document() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "routing.md"
+    example = guide.read_text().split("```yaml\n")[1].split("```")[0]
+    root = routing_tree(parse_yaml(example, "routing.md", RoutingDocument))
+    labels = {"severity": "critical", "job": "db-main"}
+    assert [node.receiver for node in root.match(labels)] == ["on-call", "databases"]
+    assert [node.receiver for node in root.match({"job": "web"})] == ["inbox"]
