@@ -14,6 +14,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export npm_config_update_notifier := false
+# Node.js 24 trusts the certificates that the system trusts, as pip does.
+export NODE_USE_SYSTEM_CA := 1
 
 # Root's caches stay in the clone too; an ordinary user's are where they always are.
 ifeq ($(shell id -u),0)
