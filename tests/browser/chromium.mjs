@@ -1,5 +1,5 @@
-// Debian's Chromium under playwright-core, strict: a dialog, an error on the console, a violation of the page's policy or a
-// request to another host fails the test that it happens in.
+// Debian's Chromium under playwright-core, strict: a dialog, an error on the console, a violation of the page's
+// policy or a request to another host fails the test that it happens in.
 import { createRequire } from 'node:module'
 
 // The packages are the page's own; a module outside of web/ finds them only so.
@@ -7,7 +7,15 @@ const require = createRequire(new URL('../../web/package.json', import.meta.url)
 const { chromium } = require('playwright-core')
 const { AxeBuilder } = require('@axe-core/playwright')
 
-const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+]
 
 /**
  * Chromium fails what is under way when the machine gets or loses an interface, as it does whenever a container starts or
@@ -21,8 +29,17 @@ export function launch() {
 }
 
 /** A page at the address and the list of what went wrong on it; `allowed` are patterns of console errors that the test causes. */
-export async function open(browser, address, { theme = 'light', width = 1280, height = 900, allowed = [] } = {}) {
-  const context = await browser.newContext({ viewport: { width, height }, colorScheme: theme, reducedMotion: 'reduce', timezoneId: 'Europe/Berlin' })
+export async function open(
+  browser,
+  address,
+  { theme = 'light', width = 1280, height = 900, allowed = [] } = {},
+) {
+  const context = await browser.newContext({
+    viewport: { width, height },
+    colorScheme: theme,
+    reducedMotion: 'reduce',
+    timezoneId: 'Europe/Berlin',
+  })
   const page = await context.newPage()
   const faults = []
   page.on('dialog', (dialog) => {
@@ -38,7 +55,9 @@ export async function open(browser, address, { theme = 'light', width = 1280, he
     if (new URL(request.url()).origin !== new URL(address).origin) faults.push(`request: ${request.url()}`)
   })
   await page.addInitScript(() => {
-    addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`))
+    addEventListener('securitypolicyviolation', (event) =>
+      console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`),
+    )
   })
   await page.goto(address)
   return { page, faults, close: () => context.close() }
@@ -47,7 +66,9 @@ export async function open(browser, address, { theme = 'light', width = 1280, he
 /** What axe finds, in words. */
 export async function accessibilityFaults(page) {
   const { violations } = await new AxeBuilder({ page }).analyze()
-  return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => `${id}: ${target}: ${failureSummary}`))
+  return violations.flatMap(({ id, nodes }) =>
+    nodes.map(({ target, failureSummary }) => `${id}: ${target}: ${failureSummary}`),
+  )
 }
 
 /** Waits until a canvas is coloured like this; see below. */

@@ -2,11 +2,13 @@
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { accessibilityFaults, drawn, launch, open } from './chromium.mjs'
-import { Fake, fleet, HOSTILE } from './fake.mjs'
+import { Fake } from './fake.mjs'
+import { fleet, HOSTILE } from './hosts.mjs'
 
 const VIEWS = ['#/', '#/instance/web-1', `#/instance/${encodeURIComponent(HOSTILE)}`, '#/alerts', '#/inbox']
 /** What the browser itself reports of a request that the test makes fail. */
-const REFUSED = /Failed to load resource|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET|ERR_SOCKET_NOT_CONNECTED/
+const REFUSED =
+  /Failed to load resource|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET|ERR_SOCKET_NOT_CONNECTED/
 
 let browser
 before(async () => (browser = await launch()))
@@ -42,7 +44,9 @@ test('instances show their state, age and load at a glance', () =>
   }))
 
 test('a fleet that takes several pages is shown whole', () =>
-  visit('#/', (page) => page.waitForFunction(() => document.querySelectorAll('tbody tr').length === 6), { world: { ...fleet(), cap: 4 } }))
+  visit('#/', (page) => page.waitForFunction(() => document.querySelectorAll('tbody tr').length === 6), {
+    world: { ...fleet(), cap: 4 },
+  }))
 
 test('a list that was cut shows more on demand', () => {
   const world = fleet()
@@ -63,11 +67,16 @@ test('a list that was cut shows more on demand', () => {
 test('the age of the last sample ticks', () =>
   visit('#/', async (page, fake) => {
     const age = row(page, 'edge-berlin-07').locator('time')
-    fake.world.agents.find(({ instance }) => instance === 'edge-berlin-07').last_sample_at = new Date(Date.now() - 20_000).toISOString()
+    fake.world.agents.find(({ instance }) => instance === 'edge-berlin-07').last_sample_at = new Date(
+      Date.now() - 20_000,
+    ).toISOString()
     await page.reload()
     await age.filter({ hasText: /^2\d s$/ }).waitFor()
     const first = await age.innerText()
-    await page.waitForFunction((text) => ![...document.querySelectorAll('time')].some((one) => one.innerText === text), first)
+    await page.waitForFunction(
+      (text) => ![...document.querySelectorAll('time')].some((one) => one.innerText === text),
+      first,
+    )
   }))
 
 test('the proof adds up, and says so when it does not', () =>
@@ -93,7 +102,14 @@ test('names that are code are shown as text, everywhere', async () => {
       await page.waitForFunction(() => document.querySelector('.loading') === null)
       if (hash !== '#/instance/web-1') await page.getByText(HOSTILE, { exact: true }).first().waitFor()
       assert.equal(await page.locator('img, [href^="javascript:" i], style, script:not([src])').count(), 0)
-      assert.equal(await page.evaluate(() => [...document.querySelectorAll('*')].some((one) => [...one.attributes].some(({ name }) => name.startsWith('on')))), false)
+      assert.equal(
+        await page.evaluate(() =>
+          [...document.querySelectorAll('*')].some((one) =>
+            [...one.attributes].some(({ name }) => name.startsWith('on')),
+          ),
+        ),
+        false,
+      )
     })
   }
 })
@@ -115,10 +131,16 @@ test('values stream into the charts without being asked for', () =>
   visit('#/instance/web-1', async (page, fake) => {
     const value = page.locator('#panel-load .legend-value').first()
     await value.filter({ hasText: /\d/ }).waitFor()
-    const asked = () => fake.requests.filter(({ path, query }) => path === '/api/v1/query_range' && query.get('query').startsWith('node_load1{')).length
+    const asked = () =>
+      fake.requests.filter(
+        ({ path, query }) => path === '/api/v1/query_range' && query.get('query').startsWith('node_load1{'),
+      ).length
     const before = asked()
     const first = await value.innerText()
-    await page.waitForFunction((text) => document.querySelector('#panel-load .legend-value').innerText !== text, first)
+    await page.waitForFunction(
+      (text) => document.querySelector('#panel-load .legend-value').innerText !== text,
+      first,
+    )
     assert.equal(asked(), before)
   }))
 
@@ -137,7 +159,8 @@ test('one cursor reads all charts', () =>
   visit('#/instance/web-1', async (page) => {
     for (const panel of ['cpu', 'network']) await page.locator(`#panel-${panel} canvas`).waitFor()
     await page.hover('#panel-cpu .chart', { position: { x: 120, y: 60 } })
-    for (const panel of ['cpu', 'network']) await page.locator(`#panel-${panel} .legend-time`, { hasText: /\d\d:\d\d:\d\d/ }).waitFor()
+    for (const panel of ['cpu', 'network'])
+      await page.locator(`#panel-${panel} .legend-time`, { hasText: /\d\d:\d\d:\d\d/ }).waitFor()
   }))
 
 test('the keyboard reaches and hides a line', () =>
@@ -159,7 +182,9 @@ test('the first Tab skips to the content, and a new view takes the focus to its 
     await page.keyboard.press('Enter')
     assert.equal(await page.evaluate(() => document.activeElement.id), 'content')
     await page.getByRole('link', { name: 'Inbox' }).click()
-    await page.waitForFunction(() => document.activeElement.innerText === 'Inbox' && document.activeElement.tagName === 'H1')
+    await page.waitForFunction(
+      () => document.activeElement.innerText === 'Inbox' && document.activeElement.tagName === 'H1',
+    )
     assert.equal(await page.title(), 'Inbox · Vervet')
   }))
 
@@ -167,7 +192,10 @@ test('alerts show what fires, what changed and the rules', () =>
   visit('#/alerts', async (page) => {
     const first = page.locator('.alert').first()
     await first.getByText('No samples from edge-berlin-07 for 5 minutes').waitFor()
-    assert.match(await first.innerText(), /firing[\s\S]*AgentSilent[\s\S]*critical[\s\S]*for 4 m[\s\S]*value 340/)
+    assert.match(
+      await first.innerText(),
+      /firing[\s\S]*AgentSilent[\s\S]*critical[\s\S]*for 4 m[\s\S]*value 340/,
+    )
     await page.getByRole('table', { name: 'Transitions' }).getByRole('row').nth(5).waitFor()
     await page.getByRole('table', { name: 'Rules' }).getByText('node_load5 > 4').waitFor()
     await page.getByRole('table', { name: 'Rules' }).getByText('no samples for 1 m').waitFor()
@@ -178,9 +206,27 @@ test('a transition on the stream brings the new alerts at once', () =>
   visit('#/alerts', async (page, fake) => {
     await page.locator('.stream.open').waitFor()
     await page.locator('.alert').nth(3).waitFor()
-    const alert = { ...fake.world.alerts[0], labels: { alertname: 'DiskGone', instance: 'web-2', severity: 'critical' }, activeAt: new Date().toISOString() }
+    const alert = {
+      ...fake.world.alerts[0],
+      labels: { alertname: 'DiskGone', instance: 'web-2', severity: 'critical' },
+      activeAt: new Date().toISOString(),
+    }
     fake.world.alerts.push(alert)
-    fake.emit('transition', { id: 7, rule: 'DiskGone', severity: 'critical', labels: alert.labels, annotations: {}, from: 'pending', to: 'firing', at: alert.activeAt, value: 1 }, 7)
+    fake.emit(
+      'transition',
+      {
+        id: 7,
+        rule: 'DiskGone',
+        severity: 'critical',
+        labels: alert.labels,
+        annotations: {},
+        from: 'pending',
+        to: 'firing',
+        at: alert.activeAt,
+        value: 1,
+      },
+      7,
+    )
     await page.locator('.alert', { hasText: 'DiskGone' }).waitFor({ timeout: 3_000 })
     await page.locator('.count', { hasText: '3' }).waitFor({ timeout: 3_000 })
   }))
@@ -196,8 +242,15 @@ test('the inbox shows messages and how each was delivered', () =>
 
 test('an empty Vervet says what to do next', async () => {
   const world = { ...fleet(), agents: [], alerts: [], transitions: [], inbox: [], deliveries: [], groups: [] }
-  const texts = { '#/': 'No agent has reported yet', '#/alerts': 'All quiet', '#/inbox': 'The inbox is empty', '#/instance/x': 'No instance is called “x”', '#/nowhere': 'There is nothing at this address' }
-  for (const [hash, text] of Object.entries(texts)) await visit(hash, (page) => page.getByText(text).waitFor(), { world })
+  const texts = {
+    '#/': 'No agent has reported yet',
+    '#/alerts': 'All quiet',
+    '#/inbox': 'The inbox is empty',
+    '#/instance/x': 'No instance is called “x”',
+    '#/nowhere': 'There is nothing at this address',
+  }
+  for (const [hash, text] of Object.entries(texts))
+    await visit(hash, (page) => page.getByText(text).waitFor(), { world })
 })
 
 test('a part that fails says why and recovers, the others go on', () => {
@@ -265,7 +318,10 @@ test('the theme follows the system until one is chosen, which is remembered', ()
   ))
 
 // Contrast hangs on the theme, structure on the width: two of the four say it all.
-for (const [theme, width] of [['light', 1280], ['dark', 360]]) {
+for (const [theme, width] of [
+  ['light', 1280],
+  ['dark', 360],
+]) {
   test(`every view is accessible and fits, ${theme} and ${width} pixels wide`, async () => {
     for (const hash of VIEWS) {
       await visit(
@@ -274,7 +330,9 @@ for (const [theme, width] of [['light', 1280], ['dark', 360]]) {
           await page.locator('.stream.open').waitFor()
           await page.waitForFunction(() => document.querySelector('.loading') === null)
           assert.deepEqual(await accessibilityFaults(page), [], hash)
-          const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)
+          const over = await page.evaluate(
+            () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+          )
           assert.ok(over <= 0, `${hash} is ${over} pixels too wide`)
         },
         { theme, width },

@@ -40,7 +40,11 @@ test('within a minute of the start, all charts of this host are drawn, and live'
     await page.locator('.stream.open').waitFor(PATIENCE)
     const age = page.locator('.facts time')
     const shown = await age.getAttribute('datetime')
-    await page.waitForFunction((before) => document.querySelector('.facts time').dateTime !== before, shown, PATIENCE)
+    await page.waitForFunction(
+      (before) => document.querySelector('.facts time').dateTime !== before,
+      shown,
+      PATIENCE,
+    )
     await page.locator('.headline', { hasText: 'busy' }).waitFor(PATIENCE)
     assert.ok(Date.now() / 1000 - Number(process.env.VERVET_STARTED) < PROMISE_S)
   }))
@@ -94,7 +98,10 @@ test('the inbox answers', () =>
     await page.waitForFunction(() => document.querySelector('.failure') === null)
   }))
 
-for (const [theme, width] of [['dark', 1280], ['light', 360]]) {
+for (const [theme, width] of [
+  ['dark', 1280],
+  ['light', 360],
+]) {
   test(`every view is accessible and fits, ${theme} and ${width} pixels wide`, () =>
     visit(
       '#/',
@@ -104,7 +111,9 @@ for (const [theme, width] of [['dark', 1280], ['light', 360]]) {
           await page.goto(address + hash)
           await page.waitForFunction(() => document.querySelector('.loading') === null)
           assert.deepEqual(await accessibilityFaults(page), [], hash)
-          const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)
+          const over = await page.evaluate(
+            () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+          )
           assert.ok(over <= 0, `${hash} is ${over} pixels too wide`)
         }
       },

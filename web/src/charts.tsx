@@ -7,7 +7,10 @@ import { useTheme, type Theme } from './theme.ts'
 import { formatClock, formatTick, formatTicks, formatValue } from './units.ts'
 
 /** Colours that differ in hue and lightness, on each background at a contrast of 3:1 or more. */
-const COLOURS: Record<Theme, { lines: string[]; quiet: string; grid: string; text: string; surface: string }> = {
+const COLOURS: Record<
+  Theme,
+  { lines: string[]; quiet: string; grid: string; text: string; surface: string }
+> = {
   light: {
     lines: ['#0f7c83', '#c25e0c', '#4a67c7', '#a8487f', '#5b8a1e', '#8a6d1b', '#7a55b8', '#64727f'],
     quiet: '#8b98a5',
@@ -46,9 +49,7 @@ interface Props {
 function colourOf(panel: Panel, names: readonly string[], index: number, theme: Theme): string {
   const { lines, quiet } = COLOURS[theme]
   if (panel.quiet === names[index]) return quiet
-  const subjects = panel.queries.some((query) => query.below)
-    ? [...new Set(names.map(subject))]
-    : names
+  const subjects = panel.queries.some((query) => query.below) ? [...new Set(names.map(subject))] : names
   const place = subjects.indexOf(subjects === names ? names[index]! : subject(names[index]!))
   return lines[place % lines.length]!
 }
@@ -97,7 +98,9 @@ export function Chart({ panel, columns, window }: Props) {
     <>
       <div class="chart" ref={box} role="img" aria-label={`${panel.title}, ${panel.headline(newest)}`} />
       <div class="legend">
-        <span class="legend-time">{row === null || columns.at[row] === undefined ? 'now' : formatClock(columns.at[row])}</span>
+        <span class="legend-time">
+          {row === null || columns.at[row] === undefined ? 'now' : formatClock(columns.at[row])}
+        </span>
         <ul>
           {columns.lines.map((line, index) => {
             const value = row === null ? newest.get(line.name) : line.values[row]
@@ -187,7 +190,12 @@ function options(
       })),
     ],
     ...(panel.stacked === true
-      ? { bands: colours.slice(1).map((colour, index) => ({ series: [index + 2, index + 1] as [number, number], fill: colour + alpha(panel, colour, theme) })) }
+      ? {
+          bands: colours.slice(1).map((colour, index) => ({
+            series: [index + 2, index + 1] as [number, number],
+            fill: colour + alpha(panel, colour, theme),
+          })),
+        }
       : {}),
     hooks: { setCursor: [(chart: uPlot) => setRow(chart.cursor.idx ?? null)] },
   }

@@ -56,9 +56,15 @@ export function useHistory(
       const grid = gridOf(columns === undefined ? start : start + range.step_s / 2, api.now(), range.step_s)
       let wait_ms = range.step_s * 1000
       try {
-        const part = grid.end < grid.start ? EMPTY : await fetchColumns(panel, instance, range, grid, left.signal)
+        const part =
+          grid.end < grid.start ? EMPTY : await fetchColumns(panel, instance, range, grid, left.signal)
         const whole = columns === undefined ? part : followedBy(columns, part, Infinity)
-        show(inOrder(early.splice(0).reduce((all, row) => followedBy(all, row, Infinity), whole), panel))
+        show(
+          inOrder(
+            early.splice(0).reduce((all, row) => followedBy(all, row, Infinity), whole),
+            panel,
+          ),
+        )
       } catch (error) {
         if (left.signal.aborted) return
         const reason = error instanceof api.ApiError ? error.message : String(error)
@@ -114,7 +120,7 @@ async function fetchColumns(
 
 type Named = { name: string; values: [number, string][] }
 
-/** Series that share a name (two file systems on one mount point) become one line: the last mounted hides the others. */
+/** Series that share a name (two file systems on one mount point) become one line: the last one's. */
 function merged(lines: Named[]): Named[] {
   return [...new Map(lines.map((line) => [line.name, line])).values()]
 }

@@ -30,7 +30,13 @@ function useRoute(): Route {
 }
 
 function titleOf({ view, name }: Route): string {
-  const titles = { instances: 'Instances', instance: name, alerts: 'Alerts', inbox: 'Inbox', unknown: 'Not found' }
+  const titles = {
+    instances: 'Instances',
+    instance: name,
+    alerts: 'Alerts',
+    inbox: 'Inbox',
+    unknown: 'Not found',
+  }
   return `${titles[view]} · Vervet`
 }
 
@@ -65,7 +71,9 @@ function Page() {
         {view === 'inbox' && <Inbox />}
         {view === 'unknown' && (
           <section class="card">
-            <h1 tabIndex={-1} class="visually-hidden">Not found</h1>
+            <h1 tabIndex={-1} class="visually-hidden">
+              Not found
+            </h1>
             <Empty title="There is nothing at this address">
               <a href="#/">All instances</a>
             </Empty>
@@ -157,7 +165,13 @@ function ThemeToggle() {
   const theme = useTheme()
   const other = theme === 'dark' ? 'light' : 'dark'
   return (
-    <button type="button" class="theme" aria-label={`Use the ${other} theme`} title={`Use the ${other} theme`} onClick={toggleTheme}>
+    <button
+      type="button"
+      class="theme"
+      aria-label={`Use the ${other} theme`}
+      title={`Use the ${other} theme`}
+      onClick={toggleTheme}
+    >
       <svg viewBox="0 0 20 20" width="18" height="18" aria-hidden="true">
         {theme === 'dark' ? (
           <path
@@ -185,7 +199,14 @@ function Mark() {
   return (
     <svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true">
       <rect width="32" height="32" rx="8" class="mark-ground" />
-      <path d="M6 9.5h4.2L16 23l5.8-13.5H26" class="mark-line" fill="none" stroke-width="3" stroke-linecap="round" stroke-linejoin="round" />
+      <path
+        d="M6 9.5h4.2L16 23l5.8-13.5H26"
+        class="mark-line"
+        fill="none"
+        stroke-width="3"
+        stroke-linecap="round"
+        stroke-linejoin="round"
+      />
     </svg>
   )
 }

@@ -143,7 +143,9 @@ const load: Panel = {
   live: {
     metrics: LOADS.map(([metric]) => metric),
     lines: (reading) =>
-      new Map(LOADS.flatMap(([metric, name]) => reading.of(metric).map(({ value }) => [name, value] as const))),
+      new Map(
+        LOADS.flatMap(([metric, name]) => reading.of(metric).map(({ value }) => [name, value] as const)),
+      ),
   },
   headline: (latest) => formatValue(latest.get('1 minute'), 'number'),
   empty: 'No load samples in this range.',
@@ -171,7 +173,8 @@ const filesystem: Panel = {
       const used = new Map<string, number>()
       for (const { labels, value } of reading.of('node_filesystem_avail_bytes')) {
         const size = sizes.get(mountpoint(labels))
-        if (size !== undefined && size > 0 && !RUN.test(mountpoint(labels))) used.set(mountpoint(labels), 1 - value / size)
+        if (size !== undefined && size > 0 && !RUN.test(mountpoint(labels)))
+          used.set(mountpoint(labels), 1 - value / size)
       }
       return used
     },
@@ -260,9 +263,7 @@ export function inOrder(columns: Columns, panel: Panel): Columns {
     const place = panel.order?.indexOf(name) ?? -1
     return place < 0 ? Number.MAX_SAFE_INTEGER : place
   }
-  const lines = columns.lines.toSorted(
-    (a, b) => rank(a.name) - rank(b.name) || a.name.localeCompare(b.name),
-  )
+  const lines = columns.lines.toSorted((a, b) => rank(a.name) - rank(b.name) || a.name.localeCompare(b.name))
   return { at: columns.at, lines }
 }
 

@@ -82,7 +82,17 @@ export function InstanceName({ name }: { name: string | undefined }) {
   )
 }
 
-export function Section({ title, aside, children, flush }: { title: string; aside?: ComponentChildren; children: ComponentChildren; flush?: boolean }) {
+export function Section({
+  title,
+  aside,
+  children,
+  flush,
+}: {
+  title: string
+  aside?: ComponentChildren
+  children: ComponentChildren
+  flush?: boolean
+}) {
   return (
     <section class={flush === true ? 'card flush' : 'card'} aria-label={title}>
       <div class="card-head">
@@ -119,17 +129,28 @@ export function Failure({ error, at }: { error: string; at?: number | undefined 
   if (stream === 'lost' && at !== undefined) return null
   return (
     <p class="failure" role="alert">
-      <strong>Not up to date:</strong> {error}. {at === undefined ? 'Trying again.' : `This is from ${formatClock(at)}; trying again.`}
+      <strong>Not up to date:</strong> {error}.{' '}
+      {at === undefined ? 'Trying again.' : `This is from ${formatClock(at)}; trying again.`}
     </p>
   )
 }
 
 /** The answer, or what stands in its place: loading, failed, failed since. */
-export function Answer<T>({ of, rows, children }: { of: Polled<T>; rows?: number; children: (data: T) => ComponentChildren }) {
+export function Answer<T>({
+  of,
+  rows,
+  children,
+}: {
+  of: Polled<T>
+  rows?: number
+  children: (data: T) => ComponentChildren
+}) {
   return (
     <>
       {of.error !== undefined && <Failure error={of.error} at={of.at} />}
-      {of.data !== undefined ? children(of.data) : of.error === undefined && <Loading {...(rows === undefined ? {} : { rows })} />}
+      {of.data !== undefined
+        ? children(of.data)
+        : of.error === undefined && <Loading {...(rows === undefined ? {} : { rows })} />}
     </>
   )
 }
@@ -142,7 +163,17 @@ export interface Column<T> {
 }
 
 /** A table that becomes a list of cards where it is narrow; the roles keep it a table for screen readers. */
-export function Table<T>({ label, columns, items, keyOf }: { label: string; columns: readonly Column<T>[]; items: readonly T[]; keyOf: (item: T) => string | number }) {
+export function Table<T>({
+  label,
+  columns,
+  items,
+  keyOf,
+}: {
+  label: string
+  columns: readonly Column<T>[]
+  items: readonly T[]
+  keyOf: (item: T) => string | number
+}) {
   return (
     <table role="table" aria-label={label}>
       <thead role="rowgroup">

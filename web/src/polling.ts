@@ -25,7 +25,11 @@ export function usePolled<T>(
   key = '',
   more = 0,
 ): Polled<T> {
-  const [answer, setAnswer] = useState<Omit<Polled<T>, 'refresh'>>({ data: undefined, error: undefined, at: undefined })
+  const [answer, setAnswer] = useState<Omit<Polled<T>, 'refresh'>>({
+    data: undefined,
+    error: undefined,
+    at: undefined,
+  })
   const asking = useRef(ask)
   asking.current = ask
   const again = useRef(() => {})

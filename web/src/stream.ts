@@ -110,7 +110,10 @@ export class Stream {
   }
 }
 
-/** Doubles from a second to half a minute; `chance` in 0..1 takes up to half of it away, so that pages don't return together. */
+/**
+ * Doubles from a second to half a minute; `chance` in 0..1 takes up to half of it away, so that pages don't return
+ * together.
+ */
 export function retryAfter(failures: number, chance: number): number {
   const longest = Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** failures)
   return longest * (1 - chance / 2)

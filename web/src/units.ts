@@ -51,7 +51,9 @@ export function formatValue(value: number | null | undefined, unit: Unit): strin
 
 /** A value beside an axis: no zeros that say nothing (`40 %`, `1.5 GiB`). */
 export function formatTick(value: number, unit: Unit): string {
-  return formatValue(value, unit).replace(/(\.\d*?)0+(?=\D|$)/, '$1').replace(/\.(?=\D|$)/, '')
+  return formatValue(value, unit)
+    .replace(/(\.\d*?)0+(?=\D|$)/, '$1')
+    .replace(/\.(?=\D|$)/, '')
 }
 
 const COUNT = new Intl.NumberFormat('en')

@@ -1,6 +1,18 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { alone, beside, EMPTY, followedBy, gridOf, hasValues, latest, onGrid, since, stacked, type Columns } from '../src/columns.ts'
+import {
+  alone,
+  beside,
+  EMPTY,
+  followedBy,
+  gridOf,
+  hasValues,
+  latest,
+  onGrid,
+  since,
+  stacked,
+  type Columns,
+} from '../src/columns.ts'
 
 function columns(at: number[], lines: Record<string, (number | null)[]>): Columns {
   return { at, lines: Object.entries(lines).map(([name, values]) => ({ name, values })) }
@@ -13,12 +25,31 @@ test('a grid lies on multiples of its step', () => {
 
 test('a point without a sample is null, and so is one that cannot be drawn', () => {
   const grid = { start: 0, end: 40, step: 10 }
-  const matrix = [{ name: 'a', values: [[0, '1'], [20, 'NaN'], [30, '+Inf'], [40, '5']] as [number, string][] }]
+  const matrix = [
+    {
+      name: 'a',
+      values: [
+        [0, '1'],
+        [20, 'NaN'],
+        [30, '+Inf'],
+        [40, '5'],
+      ] as [number, string][],
+    },
+  ]
   assert.deepEqual(onGrid(matrix, grid), columns([0, 10, 20, 30, 40], { a: [1, null, null, null, 5] }))
 })
 
 test('samples outside of the grid are left out', () => {
-  const matrix = [{ name: 'a', values: [[-10, '1'], [0, '2'], [10, '3']] as [number, string][] }]
+  const matrix = [
+    {
+      name: 'a',
+      values: [
+        [-10, '1'],
+        [0, '2'],
+        [10, '3'],
+      ] as [number, string][],
+    },
+  ]
   assert.deepEqual(onGrid(matrix, { start: 0, end: 0, step: 10 }), columns([0], { a: [2] }))
   assert.deepEqual(onGrid(matrix, { start: 10, end: 0, step: 10 }).at, [])
 })
@@ -69,6 +100,9 @@ test('a value between gaps stands alone', () => {
 })
 
 test('columns beside each other share their instants', () => {
-  assert.deepEqual(beside([columns([1], { a: [1] }), columns([1], { b: [2] })]), columns([1], { a: [1], b: [2] }))
+  assert.deepEqual(
+    beside([columns([1], { a: [1] }), columns([1], { b: [2] })]),
+    columns([1], { a: [1], b: [2] }),
+  )
   assert.equal(hasValues(beside([])), false)
 })

@@ -18,7 +18,13 @@ test('a rate sees more than a minute, and every instant between two steps', () =
 test('live memory is split as its history is', () => {
   const { lines } = panel('memory').live!
   const reading = new Reading(1, { node_memory_MemTotal_bytes: 10, node_memory_MemAvailable_bytes: 4 })
-  assert.deepEqual([...lines(reading)], [['used', 6], ['available', 4]])
+  assert.deepEqual(
+    [...lines(reading)],
+    [
+      ['used', 6],
+      ['available', 4],
+    ],
+  )
   assert.deepEqual([...lines(new Reading(1, { node_memory_MemTotal_bytes: 10 }))], [])
 })
 
@@ -35,9 +41,21 @@ test('live usage joins available and size on the mount point, and leaves /run ou
 })
 
 test('headlines sum up, whatever side of the axis a line is on', () => {
-  const latest = new Map([['eth0 in', 2048], ['eth0 out', -1024], ['eth1 in', 1024]])
+  const latest = new Map([
+    ['eth0 in', 2048],
+    ['eth0 out', -1024],
+    ['eth1 in', 1024],
+  ])
   assert.equal(panel('network').headline(latest), '3.00 KiB/s in, 1.00 KiB/s out')
-  assert.equal(panel('cpu').headline(new Map([['user', 0.25], ['system', 0.05]])), '30.0 % busy')
+  assert.equal(
+    panel('cpu').headline(
+      new Map([
+        ['user', 0.25],
+        ['system', 0.05],
+      ]),
+    ),
+    '30.0 % busy',
+  )
   for (const one of PANELS) assert.ok(['', '–'].includes(one.headline(new Map())))
 })
 
@@ -48,5 +66,8 @@ test('lines keep the panel’s order, the rest follow by name', () => {
 })
 
 test('lines below the axis keep their gaps', () => {
-  assert.deepEqual(negated({ at: [1, 2], lines: [{ name: 'a', values: [3, null] }] }).lines[0]!.values, [-3, null])
+  assert.deepEqual(negated({ at: [1, 2], lines: [{ name: 'a', values: [3, null] }] }).lines[0]!.values, [
+    -3,
+    null,
+  ])
 })

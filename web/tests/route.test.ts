@@ -3,7 +3,13 @@ import { test } from 'node:test'
 import { instanceLink, parseRoute } from '../src/route.ts'
 
 test('an address names its view', () => {
-  const views = { '': 'instances', '#': 'instances', '#/': 'instances', '#/alerts': 'alerts', '#/inbox': 'inbox' }
+  const views = {
+    '': 'instances',
+    '#': 'instances',
+    '#/': 'instances',
+    '#/alerts': 'alerts',
+    '#/inbox': 'inbox',
+  }
   for (const [hash, view] of Object.entries(views)) assert.equal(parseRoute(hash).view, view, hash)
 })
 
@@ -16,5 +22,6 @@ test('any instance name survives its link', () => {
 
 test('a broken encoding stands for itself, an unknown address for nothing', () => {
   assert.equal(parseRoute('#/instance/100%').name, '100%')
-  for (const hash of ['#/nothing', '#/instance', '#/alerts/x']) assert.equal(parseRoute(hash).view, 'unknown', hash)
+  for (const hash of ['#/nothing', '#/instance', '#/alerts/x'])
+    assert.equal(parseRoute(hash).view, 'unknown', hash)
 })

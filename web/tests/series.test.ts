@@ -15,7 +15,19 @@ test('labels are read with their escapes, commas and braces', () => {
 })
 
 test('text that spells no series is refused', () => {
-  const texts = ['', '1m', 'm{', 'm{a}', 'm{a=b}', 'm{a="b"', 'm{a="b"}x', 'm{a="b" b="c"}', 'm a', 'm{,}', 'm{a="b\\"}']
+  const texts = [
+    '',
+    '1m',
+    'm{',
+    'm{a}',
+    'm{a=b}',
+    'm{a="b"',
+    'm{a="b"}x',
+    'm{a="b" b="c"}',
+    'm a',
+    'm{,}',
+    'm{a="b\\"}',
+  ]
   for (const text of texts) assert.equal(parseSeries(text), undefined, text)
 })
 

@@ -105,6 +105,9 @@ test('following something else closes what was followed before', () => {
 })
 
 test('waits double up to half a minute, less a share of chance', () => {
-  assert.deepEqual([0, 1, 2, 10].map((failures) => retryAfter(failures, 0)), [1000, 2000, 4000, 30_000])
+  assert.deepEqual(
+    [0, 1, 2, 10].map((failures) => retryAfter(failures, 0)),
+    [1000, 2000, 4000, 30_000],
+  )
   assert.equal(retryAfter(0, 1), 500)
 })

@@ -1,6 +1,14 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { formatAge, formatSpan, formatTick, formatTicks, formatValue, seconds, type Unit } from '../src/units.ts'
+import {
+  formatAge,
+  formatSpan,
+  formatTick,
+  formatTicks,
+  formatValue,
+  seconds,
+  type Unit,
+} from '../src/units.ts'
 
 test('values are told in their unit, with three digits', () => {
   const cases: [number, Unit, string][] = [

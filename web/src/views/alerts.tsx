@@ -64,13 +64,24 @@ function byUrgency(a: api.Alert, b: api.Alert): number {
   return byState || bySeverity || seconds(b.activeAt) - seconds(a.activeAt)
 }
 
-export function AlertList({ alerts, empty, instances = false }: { alerts: readonly api.Alert[]; empty: string; instances?: boolean }) {
+export function AlertList({
+  alerts,
+  empty,
+  instances = false,
+}: {
+  alerts: readonly api.Alert[]
+  empty: string
+  instances?: boolean
+}) {
   const shown = alerts.filter(({ state }) => state !== 'inactive').toSorted(byUrgency)
   if (shown.length === 0) return <Empty title={empty} />
   return (
     <ul class="alerts" aria-label="Alerts">
       {shown.map(({ labels, annotations, state, activeAt, value }) => (
-        <li key={JSON.stringify(labels)} class={`alert ${state === 'pending' ? 'pending' : severityTone(labels.severity)}`}>
+        <li
+          key={JSON.stringify(labels)}
+          class={`alert ${state === 'pending' ? 'pending' : severityTone(labels.severity)}`}
+        >
           <div class="alert-head">
             <State state={state} />
             <strong>{labels.alertname}</strong>
@@ -112,7 +123,9 @@ interface NamedRule extends api.Rule {
 }
 
 function Rules({ groups }: { groups: readonly api.RuleGroup[] }) {
-  const rules: NamedRule[] = groups.flatMap(({ name, rules }) => rules.map((rule) => ({ ...rule, group: name })))
+  const rules: NamedRule[] = groups.flatMap(({ name, rules }) =>
+    rules.map((rule) => ({ ...rule, group: name })),
+  )
   if (rules.length === 0) return <Empty title="No rules are loaded" />
   return (
     <Table
@@ -120,7 +133,15 @@ function Rules({ groups }: { groups: readonly api.RuleGroup[] }) {
       items={rules}
       keyOf={({ group, name, query, labels }) => JSON.stringify([group, name, query, labels])}
       columns={[
-        { title: 'State', cell: ({ state, health }) => <State state={health === 'err' ? 'failing' : (state ?? 'inactive')} {...(health === 'err' ? { tone: 'critical' as const } : {})} /> },
+        {
+          title: 'State',
+          cell: ({ state, health }) => (
+            <State
+              state={health === 'err' ? 'failing' : (state ?? 'inactive')}
+              {...(health === 'err' ? { tone: 'critical' as const } : {})}
+            />
+          ),
+        },
         {
           title: 'Rule',
           kind: 'lead',
@@ -133,7 +154,11 @@ function Rules({ groups }: { groups: readonly api.RuleGroup[] }) {
           ),
         },
         { title: 'Fires when', kind: 'wide', cell: (rule) => <Condition rule={rule} /> },
-        { title: 'For', kind: 'number', cell: ({ duration }) => (duration === 0 ? 'at once' : formatSpan(duration)) },
+        {
+          title: 'For',
+          kind: 'number',
+          cell: ({ duration }) => (duration === 0 ? 'at once' : formatSpan(duration)),
+        },
       ]}
     />
   )

@@ -12,7 +12,12 @@ const PAGE = 25
 export function Inbox() {
   const [messageLimit, setMessageLimit] = useState(PAGE)
   const [deliveryLimit, setDeliveryLimit] = useState(PAGE)
-  const messages = usePolled((signal) => api.inbox({ limit: messageLimit }, signal), EVERY_S, '', messageLimit)
+  const messages = usePolled(
+    (signal) => api.inbox({ limit: messageLimit }, signal),
+    EVERY_S,
+    '',
+    messageLimit,
+  )
   const deliveries = usePolled(
     (signal) => api.deliveries({ limit: deliveryLimit }, signal),
     EVERY_S,
@@ -83,7 +88,8 @@ function Message({ message }: { message: api.InboxMessage }) {
           <ul class="message-alerts">
             {alerts.map(({ status: state, labels }) => (
               <li key={JSON.stringify(labels)}>
-                <State state={state ?? status} /> <span>{labels.alertname}</span> <InstanceName name={labels.instance} />
+                <State state={state ?? status} /> <span>{labels.alertname}</span>{' '}
+                <InstanceName name={labels.instance} />
                 <Labels labels={labels} except={['alertname', 'instance']} />
               </li>
             ))}
@@ -103,7 +109,12 @@ function Deliveries({ deliveries }: { deliveries: readonly api.Delivery[] }) {
       keyOf={({ id }) => id}
       columns={[
         { title: 'When', cell: ({ sent_at, due_at }) => <Instant at={sent_at ?? due_at} /> },
-        { title: 'State', cell: ({ state }) => <State state={state} {...(state === 'pending' ? { tone: 'warning' as const } : {})} /> },
+        {
+          title: 'State',
+          cell: ({ state }) => (
+            <State state={state} {...(state === 'pending' ? { tone: 'warning' as const } : {})} />
+          ),
+        },
         {
           title: 'Receiver',
           kind: 'lead',

@@ -49,7 +49,9 @@ export function Instance({ name, range: rangeId }: Props) {
       </nav>
       <div class="view-head">
         <h1 tabIndex={-1}>{name}</h1>
-        {mine?.map((agent) => <State key={agent.job} state={agent.state} />)}
+        {mine?.map((agent) => (
+          <State key={agent.job} state={agent.state} />
+        ))}
         <RangePicker name={name} range={range} />
       </div>
       <Answer of={agents} rows={1}>
@@ -68,7 +70,14 @@ export function Instance({ name, range: rangeId }: Props) {
       {mine?.length !== 0 && (
         <div class="charts">
           {PANELS.map((panel) => (
-            <PanelCard key={panel.id} panel={panel} name={name} range={range} revision={revision} window={window} />
+            <PanelCard
+              key={panel.id}
+              panel={panel}
+              name={name}
+              range={range}
+              revision={revision}
+              window={window}
+            />
           ))}
         </div>
       )}
@@ -81,7 +90,12 @@ function RangePicker({ name, range }: { name: string; range: Range }) {
   return (
     <nav class="segments" aria-label="Time range">
       {RANGES.map(({ id, title }) => (
-        <a key={id} href={instanceLink(name, id)} aria-current={id === range.id ? 'true' : undefined} title={`The last ${title}`}>
+        <a
+          key={id}
+          href={instanceLink(name, id)}
+          aria-current={id === range.id ? 'true' : undefined}
+          title={`The last ${title}`}
+        >
           {id}
         </a>
       ))}
@@ -107,7 +121,9 @@ function Facts({ agent }: { agent: api.Agent }) {
         <Fact name="last sample">
           <Age at={streamed ?? agent.last_sample_at} />
         </Fact>
-        <Fact name="up for">{Number.isFinite(bootedAt_s) ? formatSpan(Math.max(0, api.now() - bootedAt_s)) : '–'}</Fact>
+        <Fact name="up for">
+          {Number.isFinite(bootedAt_s) ? formatSpan(Math.max(0, api.now() - bootedAt_s)) : '–'}
+        </Fact>
         <Fact name="samples">{formatCount(agent.samples)}</Fact>
         <Fact name="messages">{formatCount(agent.messages)}</Fact>
         <Fact name="missing">
@@ -173,7 +189,12 @@ function InstanceAlerts({ name }: { name: string }) {
     <div class="halves">
       <Section title="Alerts" flush>
         <Answer of={alerts} rows={2}>
-          {(all) => <AlertList alerts={all.filter(({ labels }) => labels.instance === name)} empty="No alert is pending or firing here" />}
+          {(all) => (
+            <AlertList
+              alerts={all.filter(({ labels }) => labels.instance === name)}
+              empty="No alert is pending or firing here"
+            />
+          )}
         </Answer>
       </Section>
       <Section title="Latest transitions" flush>

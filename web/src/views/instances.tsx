@@ -72,7 +72,8 @@ export function Instances() {
             if (all.length === 0)
               return (
                 <Empty title="No agent has reported yet">
-                  An instance appears here with its first samples. Start an agent with <code>vervet agent</code>.
+                  An instance appears here with its first samples. Start an agent with{' '}
+                  <code>vervet agent</code>.
                 </Empty>
               )
             if (shown.length === 0) return <Empty title={`No instance matches “${filter}”`} />
@@ -96,7 +97,10 @@ function keyOf({ job, instance }: { job: string; instance: string }): string {
 }
 
 /** The newest instant that the stream told of each instance; an unknown instance has the list asked for again. */
-function useStreamed(agents: readonly api.Agent[] | undefined, refresh: () => void): ReadonlyMap<string, string> {
+function useStreamed(
+  agents: readonly api.Agent[] | undefined,
+  refresh: () => void,
+): ReadonlyMap<string, string> {
   const newest = useRef(new Map<string, string>())
   const asked = useRef(new Set<string>())
   useListener({
@@ -125,7 +129,10 @@ function newer(first: string | null, second: string | undefined): string | null 
 function matches({ job, instance, labels }: api.Agent, filter: string): boolean {
   const texts = [job, instance, ...Object.entries(labels).map(([name, value]) => `${name}=${value}`)]
   const text = texts.join('\n').toLowerCase()
-  return filter.toLowerCase().split(/\s+/).every((word) => text.includes(word))
+  return filter
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word))
 }
 
 const URGENCY: Record<api.Agent['state'], number> = { silent: 0, up: 1, gone: 2 }
@@ -135,7 +142,11 @@ function byUrgency(a: api.Agent, b: api.Agent): number {
   return URGENCY[a.state] - URGENCY[b.state] || byName || a.job.localeCompare(b.job)
 }
 
-function columns(figures: Glance, firing: Figures, streamed: ReadonlyMap<string, string>): Column<api.Agent>[] {
+function columns(
+  figures: Glance,
+  firing: Figures,
+  streamed: ReadonlyMap<string, string>,
+): Column<api.Agent>[] {
   return [
     {
       title: 'Instance',
@@ -158,8 +169,14 @@ function columns(figures: Glance, firing: Figures, streamed: ReadonlyMap<string,
       kind: 'number',
       cell: (agent) => <LastSample agent={agent} streamed={streamed} />,
     },
-    { title: 'CPU', cell: ({ instance, state }) => <Share value={figures.cpu.get(instance)} quiet={state !== 'up'} /> },
-    { title: 'Memory', cell: ({ instance, state }) => <Share value={figures.memory.get(instance)} quiet={state !== 'up'} /> },
+    {
+      title: 'CPU',
+      cell: ({ instance, state }) => <Share value={figures.cpu.get(instance)} quiet={state !== 'up'} />,
+    },
+    {
+      title: 'Memory',
+      cell: ({ instance, state }) => <Share value={figures.memory.get(instance)} quiet={state !== 'up'} />,
+    },
     {
       title: 'Load',
       kind: 'number',
@@ -212,7 +229,11 @@ function Summary({ agents }: { agents: readonly api.Agent[] }) {
       {states
         .filter(([state, count]) => count > 0 || state === 'up')
         .map(([state, count]) => (
-          <State key={state} state={`${formatCount(count)} ${state}`} tone={count === 0 ? 'quiet' : state === 'up' ? 'good' : state === 'silent' ? 'critical' : 'quiet'} />
+          <State
+            key={state}
+            state={`${formatCount(count)} ${state}`}
+            tone={count === 0 ? 'quiet' : state === 'up' ? 'good' : state === 'silent' ? 'critical' : 'quiet'}
+          />
         ))}
     </p>
   )

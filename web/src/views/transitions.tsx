@@ -3,7 +3,13 @@ import type { Transition } from '../api.ts'
 import { Empty, InstanceName, Instant, Severity, State, Table, type Column } from '../parts.tsx'
 import { formatValue } from '../units.ts'
 
-export function TransitionTable({ transitions, instances = false }: { transitions: readonly Transition[]; instances?: boolean }) {
+export function TransitionTable({
+  transitions,
+  instances = false,
+}: {
+  transitions: readonly Transition[]
+  instances?: boolean
+}) {
   if (transitions.length === 0) return <Empty title="No alert has changed its state yet" />
   const columns: Column<Transition>[] = [
     { title: 'When', cell: ({ at }) => <Instant at={at} /> },
@@ -28,6 +34,7 @@ export function TransitionTable({ transitions, instances = false }: { transition
     },
     { title: 'Value', kind: 'number', cell: ({ value }) => formatValue(value, 'number') },
   ]
-  if (instances) columns.splice(2, 0, { title: 'Instance', cell: ({ labels }) => <InstanceName name={labels.instance} /> })
+  if (instances)
+    columns.splice(2, 0, { title: 'Instance', cell: ({ labels }) => <InstanceName name={labels.instance} /> })
   return <Table label="Transitions" items={transitions} keyOf={({ id }) => id} columns={columns} />
 }
