@@ -1,6 +1,7 @@
 """Rule files: what is accepted, what is refused and how, and the built-in rules."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -141,3 +142,19 @@ def test_the_built_in_rules_pass_promtool_apart_from_our_own_keys(tmp_path: Path
     assert checked.returncode == 0, checked.stderr
     assert f"SUCCESS: {count} rules found" in checked.stdout
     assert len(load_builtin_rules().groups) == len(document["groups"])
+
+
+GUIDE = Path("docs/guides/rules.md")
+
+
+def test_every_example_of_the_guide_is_accepted(tmp_path: Path) -> None:
+    examples = re.findall(r"^```yaml\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for text in examples:
+        load_rules(written(tmp_path, text))
+
+
+def test_the_guide_lists_the_built_in_rules_with_their_severities() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| (\w+) \|", GUIDE.read_text(), re.MULTILINE)
+    (group,) = load_builtin_rules().groups
+    assert listed == [(rule.alert, rule.labels["severity"]) for rule in group.rules]
