@@ -190,6 +190,19 @@ def test_what_is_in_flight_when_its_segment_goes_can_still_be_confirmed(tmp_path
     assert balances(spool)
 
 
+def test_reading_goes_on_with_the_next_segment_when_the_one_being_read_goes(
+    tmp_path: Path,
+) -> None:
+    spool = opened(tmp_path, max_bytes=MIB)
+    put(spool, 16, size=60_000)
+    assert taken(spool, window=1) == [1]
+    put(spool, 2, size=60_000)
+    assert taken(spool) == list(range(3, 19))
+    assert spool.stats().dropped["full"].messages == 1
+    spool.settle([1, *range(3, 19)])
+    assert "damaged" not in spool.stats().dropped
+
+
 def test_what_was_in_flight_without_a_segment_is_counted_after_a_crash(tmp_path: Path) -> None:
     spool = opened(tmp_path, max_bytes=MIB)
     put(spool, 2, size=50_000)
