@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 
 from schemas.errors import Invalid
 from schemas.samples import SampleMessage, decode
-from schemas.topology import ALERTS, partition_queue
+from schemas.topology import ALERTS, PARTITION_HEADER, partition_queue
 from schemas.transitions import TRANSITION_JSON, Transition, encode_transition
 from services.bus import BusError, Consumer, Delivery, Message, Refused
 from services.clock import now_us
@@ -134,11 +134,11 @@ class Partition:
     async def _claim(self) -> None:
         """Become the only writer, and take over what the one before has saved."""
         self._epoch = await self._done(lambda: self._store.claim(self._number, self._owner))
+        while unpublished := await self._done(lambda: self._store.unpublished(self._number)):
+            await self._publish(unpublished)
         names = await self._done(lambda: self._store.instances_of(self._number))
         for start in range(0, len(names), LOAD_AT_ONCE):
             await self._load(names[start : start + LOAD_AT_ONCE])
-        while unpublished := await self._done(lambda: self._store.unpublished(self._number)):
-            await self._publish(unpublished)
         self._heard_since_s = self._turned_s = self._now_s()
         for instance in self._instances.values():
             for source in instance.sources.values():
@@ -193,7 +193,7 @@ class Partition:
         names = {message.source["instance"] for _, message in good}
         if unknown := sorted(names - self._instances.keys()):
             await self._load(unknown)
-        done = []
+        done: list[Delivery] = []
         limit_us = now_us() + self._ahead_us
         for delivery, message in good:
             try:
@@ -202,7 +202,8 @@ class Partition:
                 await self._reject(consumer, delivery, str(error))
             except Exception as error:
                 log.exception("a defect of the evaluator", message_id=delivery.message.message_id)
-                await self._isolate(consumer, [one for one, _ in good], names, describe(error))
+                rest = [one for one, _ in good[good.index((delivery, message)) :]]
+                await self._isolate(consumer, [*done, *rest], names, describe(error))
                 return
             else:
                 done.append(delivery)
@@ -384,7 +385,15 @@ class PoisonError(Exception):
 
 
 def _decoded(delivery: Delivery) -> SampleMessage:
-    return decode(delivery.message.body, delivery.message.content_type)
+    """The message of a delivery. Raises Invalid, also where the partition was chosen by another
+    name than the source's: an instance in two partitions would have two histories."""
+    message = decode(delivery.message.body, delivery.message.content_type)
+    header = delivery.message.headers.get(PARTITION_HEADER)
+    if header != message.source["instance"]:
+        raise Invalid(
+            f"header {PARTITION_HEADER}: {header!r}; expected {message.source['instance']!r}"
+        )
+    return message
 
 
 def _is_silent(instance: Instance, watch: Watch) -> bool:

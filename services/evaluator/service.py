@@ -26,6 +26,9 @@ log = structlog.get_logger("vervet.evaluator")
 
 OWNED = Gauge("vervet_evaluator_partitions", "Partitions that this evaluator owns")
 
+LEAST_CONNECTIONS = 2
+"""One is kept for saving; everything else needs another."""
+
 HEARTBEAT_S = 2.0
 LIFETIME = timedelta(seconds=10)
 """An evaluator that was not seen for this long is taken for dead: five heartbeats."""
@@ -42,7 +45,8 @@ async def serve(settings: EvaluatorSettings, context: Context) -> None:
         ),
     )
     await wait_for_topology(context, needs)
-    async with ready_pool(settings.database, context, size=settings.database_pool_size) as pool:
+    size = max(LEAST_CONNECTIONS, settings.database_pool_size)
+    async with ready_pool(settings.database, context, size=size) as pool:
         store = Store(pool)
         await store.save_rules(rules.groups)
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
@@ -302,6 +303,60 @@ def offline(
         receive(rules, instance, decode(body, SAMPLES_MSGPACK), changes, 1 << 62)
     assert len(changes.transitions) > 20
     return {one.id: one for one in changes.transitions}
+
+
+async def test_a_message_that_no_retry_mends_is_isolated_and_its_neighbours_are_evaluated(
+    settings: EvaluatorSettings, bus: Bus, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in the evaluation of one message, in the middle of a batch."""
+    start = start_us()
+
+    def defective(rules, instance, message, changes, limit_us):  # type: ignore[no-untyped-def]
+        outcome = receive(rules, instance, message, changes, limit_us)
+        if message.seq == 1:
+            raise ZeroDivisionError("a defect")
+        return outcome
+
+    monkeypatch.setattr(partition, "receive", defective)
+    other = SampleMessage(
+        {"job": "node", "instance": "other"}, "e1", 0, (frame("c", b"bad", [start], [[1]]),)
+    )
+    bad = Message(encode(other), SAMPLES_MSGPACK, "bad", {"instance": "other"})
+    wrong = dataclasses.replace(
+        sample(0, start, load=2), message_id="wrong", headers={"instance": "web2"}
+    )
+    messages = [bad, wrong, *[sample(n, start + n * 10 * SECOND, load=2) for n in range(3)]]
+    publishing = asyncio.gather(*(bus.publish("vervet.evaluate", "", one) for one in messages))
+    await asyncio.sleep(0)
+    async with running(settings, bus):
+        await publishing
+        async with bus.consume("dead", prefetch=10) as consumer:
+            dead = [await consumer.receive() for _ in range(3)]
+            await consumer.ack(dead)
+        assert await bus.depth("dead") == 0
+    reasons = {one.message.message_id: one.message.headers["x-reason"] for one in dead}
+    assert reasons == {
+        "bad": "layout: not zlib data: Error -3 while decompressing data: incorrect header check",
+        "wrong": "header instance: 'web2'; expected 'web1'",
+        "web1/e1/1": "a defect",
+    }
+    assert told.changes == FIRED
+    assert [clock.microseconds(one.at) - start for one in told.transitions] == [0, 20 * SECOND]
+
+
+async def test_a_lost_connection_to_the_database_is_opened_again(
+    settings: EvaluatorSettings, bus: Bus, told: Told, database: asyncpg.Connection
+) -> None:
+    start = start_us()
+    one = settings.model_copy(update={"database_pool_size": 1})
+    async with running(one, bus):
+        for n in range(4):
+            await publish(bus, [sample(n, start + n * 10 * SECOND, load=2)])
+            await database.execute(
+                """select pg_terminate_backend(pid) from pg_stat_activity
+                   where application_name = 'vervet' and datname = current_database()"""
+            )
+    assert told.changes == FIRED
 
 
 async def test_a_replaced_evaluator_can_write_no_more(
