@@ -20,6 +20,7 @@ from services.agent.collectors import AgentFacts, gauge
 from services.agent.columns import Layout
 from services.agent.outgoing import compose
 from services.agent.publisher import WINDOW, Publisher
+from services.agent.records import Record
 from services.agent.store import Store, open_store
 from services.bus import Bus, Message, Refused, Unavailable, Unroutable
 from services.bus_memory import memory_bus
@@ -207,6 +208,27 @@ async def test_a_message_appended_while_others_wait_for_confirms_is_sent_at_once
         await eventually(lambda: len(slow.sent) == 2)
         release.set()
         await eventually(made.done)
+
+
+async def test_it_rests_while_nothing_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    take = Store.take
+
+    async def counting(store: Store, window: int, max_bytes: int) -> list[Record]:
+        nonlocal asked
+        asked += 1
+        return await take(store, window, max_bytes)
+
+    monkeypatch.setattr(Store, "take", counting)
+    async with bench(tmp_path) as made:
+        await made.append(1)
+        await eventually(made.done)
+        before = asked
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        assert asked - before <= 2
 
 
 async def test_it_stops_at_once_while_the_broker_is_away(tmp_path: Path) -> None:
