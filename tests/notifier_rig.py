@@ -204,6 +204,7 @@ class Hook:
     status: int = 200
     delay_s: float = 0.0
     before_answer: Callable[[], None] | None = None
+    gate: asyncio.Event | None = None
     ids: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -229,6 +230,8 @@ class Hook:
             self.bodies.append(json.loads(body))
             if self.before_answer:
                 self.before_answer()
+            if self.gate:
+                await self.gate.wait()
             await asyncio.sleep(self.delay_s)
             writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: 0\r\n\r\n".encode())
             await writer.drain()
