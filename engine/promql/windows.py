@@ -85,15 +85,18 @@ def over_windows(
     """`function` of each series' window at each step. Metric names are kept; drop them after."""
     tables = []
     for block in distinct_blocks(blocks):
-        values = np.empty((len(steps), len(block.labels)))
-        present = np.zeros(values.shape, dtype=np.bool_)
+        shape = (len(steps), len(block.labels))
+        values, present = np.empty(shape), np.zeros(shape, dtype=np.bool_)
         for indexes, at, cells in dense_parts(block, keep_stale=False):
             low = at.searchsorted(steps - range_us, side="right")
             high = at.searchsorted(steps, side="right")
             found, there = function(Windows(at, cells, low, high, steps, range_us))
-            columns = slice(None) if indexes is None else indexes
-            values[:, columns] = found
-            present[:, columns] = there[:, None]
+            if indexes is None:
+                values = found
+                present[:] = there[:, None]
+            else:
+                values[:, indexes] = found
+                present[:, indexes] = there[:, None]
         tables.append(Table(block.columns, values, present))
     return join_tables(tables, len(steps))
 
@@ -116,37 +119,49 @@ def extrapolated(windows: Windows, *, counter: bool, per_second: bool) -> tuple[
     Prometheus 3, promql/functions.go, extrapolatedRate.
     """
     first, last = _first_row(windows), _last_row(windows)
-    enough = windows.counts >= 2
-    change = windows.values[last] - windows.values[first]
+    counts = windows.counts
+    start = windows.values[first]
+    change = windows.values[last] - start
     if counter:
-        change = change + _resets(windows, first, last)
-    covered = _seconds(windows.at[last] - windows.at[first])
-    gap = covered / np.maximum(windows.counts - 1, 1)
-    to_start = _seconds(windows.at[first] - (windows.ends - windows.range_us))
-    to_end = _seconds(windows.ends - windows.at[last])
-    to_start = np.where(to_start >= gap * 1.1, gap / 2, to_start)
-    to_end = np.where(to_end >= gap * 1.1, gap / 2, to_end)
-    before = to_start[:, None]
+        change = _with_resets(windows, first, last, change)
+    covered, before, after = _reach(windows, first, last, counts)
     if counter:
-        start_value = windows.values[first]
-        to_zero = covered[:, None] * (start_value / change)
-        limited = (change > 0) & (start_value >= 0) & (to_zero < before)
+        to_zero = covered * (start / change)
+        limited = (change > 0) & (start >= 0) & (to_zero < before)
         before = np.where(limited, to_zero, before)
-    factor = (covered[:, None] + before + to_end[:, None]) / covered[:, None]
+    factor = (covered + before + after) / covered
     if per_second:
         factor = factor / (windows.range_us / SECOND_US)
-    return change * factor, enough
+    return change * factor, counts >= 2
 
 
-def _resets(windows: Windows, first: Indexes, last: Indexes) -> Floats:
-    """What counters had reached when they began anew, summed over each window: (steps, columns)."""
+def _reach(
+    windows: Windows, first: Indexes, last: Indexes, counts: Indexes
+) -> tuple[Floats, Floats, Floats]:
+    """Seconds between a window's samples, and how far before and after them it is extrapolated.
+
+    Each (steps, 1): to the window's end, or by half an interval where that is too far away.
+    """
+    begin, end = windows.at[first], windows.at[last]
+    covered = _seconds(end - begin)
+    before = _seconds(begin - (windows.ends - windows.range_us))
+    after = _seconds(windows.ends - end)
+    gap = covered / np.maximum(counts - 1, 1)
+    far, half = gap * 1.1, gap / 2
+    before = np.where(before >= far, half, before)
+    after = np.where(after >= far, half, after)
+    return covered[:, None], before[:, None], after[:, None]
+
+
+def _with_resets(windows: Windows, first: Indexes, last: Indexes, change: Floats) -> Floats:
+    """The change plus what counters had reached when they began anew within each window."""
     values = windows.values
     fell = values[1:] < values[:-1]
     if not fell.any():
-        return np.zeros((1, values.shape[1]))
+        return change
     sums = np.zeros(values.shape)
     np.cumsum(np.where(fell, values[:-1], 0.0), axis=0, out=sums[1:])
-    return np.asarray(sums[last] - sums[first])
+    return np.asarray(change + (sums[last] - sums[first]))
 
 
 def between_last_two(windows: Windows, *, counter: bool) -> tuple[Floats, Booleans]:
