@@ -6,10 +6,10 @@ series and numbers out, for third parties. Both decode to the same `SampleMessag
 
 import json
 import math
+import struct
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -65,8 +65,10 @@ def frame(
     collector: str, layout: bytes, at_us: Sequence[int], values: Sequence[Sequence[float]]
 ) -> Frame:
     """A frame from numbers: `values` holds a row per instant."""
-    flat = array("d", chain.from_iterable(values))
-    return Frame(collector, layout, _little(array("q", at_us)), _little(flat))
+    at = struct.pack(f"<{len(at_us)}q", *at_us)
+    return Frame(
+        collector, layout, at, b"".join(struct.pack(f"<{len(row)}d", *row) for row in values)
+    )
 
 
 def encode(message: SampleMessage) -> bytes:
@@ -129,12 +131,6 @@ def check_source(source: Mapping[str, str]) -> None:
     if len(source) > MAX_LABELS:
         raise Invalid(f"source: {len(source)} labels; at most {MAX_LABELS}")
     check_labels(source, "source")
-
-
-def _little(numbers: "array[Any]") -> bytes:
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
 
 
 def from_little(code: str, data: bytes) -> "array[Any]":
