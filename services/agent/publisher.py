@@ -36,6 +36,9 @@ class Outcome(Enum):
     UNROUTABLE = "unroutable"
 
 
+AGAIN = (Outcome.UNAVAILABLE, Outcome.UNROUTABLE)
+
+
 class Publisher:
     """Moves messages from the store to the broker."""
 
@@ -54,20 +57,18 @@ class Publisher:
             while True:
                 if again:
                     self._begin(group, again)
-                    again = await self._finish()
-                else:
-                    self._begin(group, await self._store.take(WINDOW, WINDOW_BYTES))
-                    if self._under_way:
-                        again = await self._progress()
-                    elif stopping.is_set():
-                        return
-                    else:
-                        await first_of(self._store.arrived, stopping)
-                if not again:
+                elif not failures or not self._under_way:
                     failures = 0
+                    self._begin(group, await self._store.take(WINDOW, WINDOW_BYTES))
+                if self._under_way:
+                    again = await self._progress(listen=not failures)
                 elif stopping.is_set():
                     return
                 else:
+                    await first_of(self._store.arrived, stopping)
+                if again and stopping.is_set():
+                    return
+                if again:
                     await first_of(stopping, timeout_s=backoff_s(failures))
                     failures += 1
 
@@ -76,30 +77,27 @@ class Publisher:
             task = group.create_task(self._attempt(record), name=f"publish {record.seq}")
             self._under_way[task] = record
 
-    async def _progress(self) -> list[Record]:
-        """Wait for an outcome, or for something new to send. What has to be sent again, in order:
-        when there is any, nothing is under way any more."""
+    async def _progress(self, *, listen: bool) -> list[Record]:
+        """Wait for an outcome, or with `listen` for something new to send. What has to be sent
+        again, in order: when there is any, nothing is under way any more."""
         arrived = asyncio.create_task(self._store.arrived.wait(), name="arrived")
         try:
-            await asyncio.wait({*self._under_way, arrived}, return_when=asyncio.FIRST_COMPLETED)
+            events = {*self._under_way, arrived} if listen else self._under_way
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             arrived.cancel()
-        again = await self._settle_done()
-        if again:
-            again += await self._finish()
-            again.sort(key=lambda record: record.seq)
-        return again
-
-    async def _finish(self) -> list[Record]:
-        """Wait for all that is under way. What has to be sent again, in order."""
-        if self._under_way:
+        done = [task for task in self._under_way if task.done()]
+        if any(task.cancelled() or task.result() in AGAIN for task in done):
+            for task in self._under_way:  # one that waits for a connection would overtake
+                task.cancel()
             await asyncio.wait(self._under_way)
         return await self._settle_done()
 
     async def _settle_done(self) -> list[Record]:
         by_outcome: dict[Outcome, list[Record]] = {outcome: [] for outcome in Outcome}
         for task in [task for task in self._under_way if task.done()]:
-            by_outcome[task.result()].append(self._under_way.pop(task))
+            outcome = Outcome.UNAVAILABLE if task.cancelled() else task.result()
+            by_outcome[outcome].append(self._under_way.pop(task))
         confirmed, refused, unavailable, unroutable = by_outcome.values()
         if confirmed or refused:
             await self._store.settle([r.seq for r in confirmed], [r.seq for r in refused])
