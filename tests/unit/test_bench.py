@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.__main__ import environment
 from bench.figures import Figure, keep, rounded, table
 from bench.hosts import FRAMES, HOSTS, STEP_US, Fleet
 from bench.ingest import figures_of, ratios
@@ -18,6 +19,7 @@ from bench.pipeline import Run
 from bench.processes import cpu_s, memory_mib, peaks_mib
 from schemas.layouts import decode_layout
 from schemas.samples import SampleMessage, decode, from_little
+from tests.stack.choice import STACK_VARIABLE
 from tests.stack.process import await_condition
 
 BUSY = "import time\nwhile time.process_time() < {0}: pass\n"
@@ -76,6 +78,11 @@ def test_the_table_groups_by_parameters_and_tells_processes_apart() -> None:
         ["ingest:", "vervet:", "queues", "ingest"],
         ["cpu", "2", "1", "3", "µs", "at", "most", "1:", "MISSED"],
     ]
+
+
+def test_a_stack_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STACK_VARIABLE, "docker")
+    assert environment()[STACK_VARIABLE] == "docker"
 
 
 def spawn(code: str) -> "subprocess.Popen[bytes]":
