@@ -1,0 +1,1 @@
+"""Evaluator: evaluates alert rules on arriving samples and publishes what changes."""

@@ -16,11 +16,10 @@ from prometheus_client import Counter, Histogram
 
 from schemas.errors import Invalid
 from schemas.samples import SampleMessage, decode
-from schemas.topology import ALERTS, PARTITION_HEADER, partition_queue
-from schemas.transitions import TRANSITION_JSON, Transition, encode_transition
-from services.bus import BusError, Consumer, Delivery, Message, Refused
+from schemas.topology import PARTITION_HEADER, partition_queue
+from services.bus import BusError, Consumer, Delivery
 from services.clock import now_us
-from services.database import Verdict, describe, verdict
+from services.database import describe
 from services.evaluator.evaluation import (
     Changes,
     Instance,
@@ -30,21 +29,20 @@ from services.evaluator.evaluation import (
     receive,
     retire,
 )
+from services.evaluator.outbox import Outbox
 from services.evaluator.rules import RuleSet
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.silence import Watch, Watches
-from services.evaluator.store import AgentState, Fenced, Store
+from services.evaluator.store import AgentState, Fenced, PoisonError, Store, until_answered
 from services.failpoints import failpoint
-from services.runtime import Context, backoff_s
+from services.runtime import Context
 
 log = structlog.get_logger("vervet.evaluator")
 
 MESSAGES = Counter(
     "vervet_evaluator_messages_total", "Messages by what became of them", ["outcome"]
 )
-TRANSITIONS = Counter("vervet_evaluator_transitions_total", "Transitions by state", ["to_state"])
 FAILURES = Counter("vervet_evaluator_failures_total", "Evaluations that failed", ["rule"])
-REFUSED = Counter("vervet_evaluator_refused_total", "Transitions that the broker will never take")
 FENCED = Counter("vervet_evaluator_fenced_total", "Partitions lost to another evaluator")
 WITHHELD = Counter("vervet_evaluator_withheld_total", "Verdicts of silence put off, for a backlog")
 SAVE_SECONDS = Histogram("vervet_evaluator_save_seconds", "Time of one transaction")
@@ -67,9 +65,6 @@ not heard meanwhile counts as silence."""
 
 LOAD_AT_ONCE = 200
 """Instances that one query loads."""
-
-PUBLISH_AT_ONCE = 64
-"""Publishes under way together."""
 
 FORGET_EVERY_S = 60.0
 
@@ -94,6 +89,7 @@ class Partition:
         self._store = store
         self._settings = settings
         self._context = context
+        self._outbox = Outbox(store, context)
         self._ahead_us = int(settings.evaluate_ahead.total_seconds() * 1_000_000)
         self._instances: dict[str, Instance] = {}
         self._watches = Watches()
@@ -135,7 +131,7 @@ class Partition:
         """Become the only writer, and take over what the one before has saved."""
         self._epoch = await self._done(lambda: self._store.claim(self._number, self._owner))
         while unpublished := await self._done(lambda: self._store.unpublished(self._number)):
-            await self._publish(unpublished)
+            await self._outbox.publish(unpublished)
         names = await self._done(lambda: self._store.instances_of(self._number))
         for start in range(0, len(names), LOAD_AT_ONCE):
             await self._load(names[start : start + LOAD_AT_ONCE])
@@ -153,7 +149,7 @@ class Partition:
             for instance, key, alert in orphans:
                 retire(key.rule, key.fingerprint, instance, alert, changes)
             await self._save(changes)
-            await self._publish(changes.transitions)
+            await self._outbox.publish(changes.transitions)
 
     async def _read(self, consumer: Consumer) -> None:
         """Move deliveries to where a batch is taken from; the prefetch bounds them."""
@@ -212,7 +208,7 @@ class Partition:
         except PoisonError as error:
             await self._isolate(consumer, done, names, str(error))
             return
-        await self._publish(changes.transitions)
+        await self._outbox.publish(changes.transitions)
         failpoint("evaluator.after_publish")
         if done:
             with suppress(BusError):  # they come again, and change nothing then
@@ -268,55 +264,9 @@ class Partition:
         for _, tracked in changes.layouts.values():
             tracked.saved = True
 
-    async def _publish(self, transitions: Sequence[Transition]) -> None:
-        """Publish in the order of each alert's changes, then note that it was done."""
-        for wave in _waves(transitions):
-            async with asyncio.TaskGroup() as group:
-                for one in wave:
-                    group.create_task(self._publish_one(one), name=f"publish {one.id}")
-            await self._done(partial(self._store.mark_published, [one.id for one in wave]))
-
-    async def _publish_one(self, one: Transition) -> None:
-        body = encode_transition(one)
-        message = Message(body, TRANSITION_JSON, one.id)
-        attempt = 0
-        while True:
-            try:
-                await self._context.bus.publish(ALERTS, one.routing_key, message)
-                break
-            except Refused as error:
-                REFUSED.inc()
-                log.error("the broker refuses a transition", id=one.id, reason=str(error))
-                break
-            except BusError as error:
-                if self._context.health.waiting("alerts", str(error)):
-                    log.warning("publishing again", reason=str(error))
-            await asyncio.sleep(backoff_s(attempt))
-            attempt += 1
-        self._context.health.ready("alerts")
-        TRANSITIONS.labels(one.to_state).inc()
-
     async def _done(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of work on the database, however long it is away. Raises PoisonError."""
-        attempt = 0
-        while True:
-            try:
-                result = await work()
-                break
-            except Fenced:
-                raise
-            except Exception as error:
-                meaning = verdict(error)
-                if meaning is Verdict.POISON:
-                    raise PoisonError(describe(error)) from error
-                if meaning is Verdict.FATAL:
-                    raise
-                if self._context.health.waiting("database", describe(error)):
-                    log.warning("trying again", reason=describe(error))
-            await asyncio.sleep(backoff_s(attempt))
-            attempt += 1
-        self._context.health.ready("database")
-        return result
+        return await until_answered(work, self._context.health)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
@@ -349,7 +299,7 @@ class Partition:
         for watch in due:
             self._judge(watch, states.get((watch.instance, watch.job)), now_s, changes)
         await self._save(changes)
-        await self._publish(changes.transitions)
+        await self._outbox.publish(changes.transitions)
 
     async def _is_caught_up(self) -> bool:
         """Whether everything that was published for this partition has been evaluated."""
@@ -380,10 +330,6 @@ class Partition:
             fall_silent(self._rules, instance, source, watch.rule, span_us, changes)
 
 
-class PoisonError(Exception):
-    """The database will never take this data."""
-
-
 def _decoded(delivery: Delivery) -> SampleMessage:
     """The message of a delivery. Raises Invalid, also where the partition was chosen by another
     name than the source's: an instance in two partitions would have two histories."""
@@ -400,16 +346,3 @@ def _is_silent(instance: Instance, watch: Watch) -> bool:
     """Whether the alert of a source's silence fires already."""
     alerts = instance.alerts.get(watch.rule, {}).values()
     return any(alert.labels.get("job") == watch.job for alert in alerts)
-
-
-def _waves(transitions: Sequence[Transition]) -> list[list[Transition]]:
-    """Cut so that no wave holds two changes of one alert: waves are published one after another."""
-    waves: list[list[Transition]] = []
-    seen: set[str] = set()
-    for one in transitions:
-        if not waves or one.fingerprint in seen or len(waves[-1]) == PUBLISH_AT_ONCE:
-            waves.append([])
-            seen = set()
-        seen.add(one.fingerprint)
-        waves[-1].append(one)
-    return waves

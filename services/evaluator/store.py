@@ -1,20 +1,24 @@
 """What an evaluator reads and saves. Every write is fenced by the partition's epoch."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
+import structlog
 
 from engine.alerting import Alert
-from schemas.transitions import AlertState, Transition
+from schemas.transitions import Transition
 from services.clock import instant, microseconds
-from services.database import Connection, Pool
+from services.database import Connection, Pool, Verdict, describe, verdict
 from services.evaluator.evaluation import AlertKey, Changes, Instance, Source
-from services.evaluator.memory import Tracked, restored_row, track
+from services.evaluator.restoring import load_alerts, load_windows
 from services.evaluator.rules import LoadedGroup, RuleSet
+from services.runtime import Health, backoff_s
+
+log = structlog.get_logger("vervet.evaluator")
+
+T = TypeVar("T")
 
 CLAIM = """
 insert into partitions as known (partition, epoch, owner) values ($1, 1, $2)
@@ -107,6 +111,36 @@ class Fenced(Exception):
     """Another evaluator has claimed the partition: nothing may be written for it from here."""
 
 
+class PoisonError(Exception):
+    """The database will never take this data."""
+
+
+async def until_answered(work: Callable[[], Awaitable[T]], health: Health) -> T:
+    """The result of work on the database, however long it is away; it may be done twice.
+
+    Raises Fenced, PoisonError, and what a person must mend.
+    """
+    attempt = 0
+    while True:
+        try:
+            result = await work()
+            break
+        except Fenced:
+            raise
+        except Exception as error:
+            meaning = verdict(error)
+            if meaning is Verdict.POISON:
+                raise PoisonError(describe(error)) from error
+            if meaning is Verdict.FATAL:
+                raise
+            if health.waiting("database", describe(error)):
+                log.warning("trying again", reason=describe(error))
+        await asyncio.sleep(backoff_s(attempt))
+        attempt += 1
+    health.ready("database")
+    return result
+
+
 class AgentState(NamedTuple):
     """What an agent last said of itself."""
 
@@ -173,8 +207,8 @@ class Store:
                 instances[row["instance"]].sources[row["job"]] = Source(
                     row["source"], row["epoch"], row["seq"], microseconds(row["at"])
                 )
-            orphans = await _load_alerts(connection, rules, instances)
-            await _load_windows(connection, rules, instances)
+            orphans = await load_alerts(connection, rules, instances)
+            await load_windows(connection, rules, instances)
         return list(instances.values()), orphans
 
     async def unpublished(self, partition: int) -> list[Transition]:
@@ -337,73 +371,3 @@ def _transition_row(one: Transition, partition: int) -> tuple[Any, ...]:
         one.expr,
         partition,
     )
-
-
-async def _load_alerts(
-    connection: Connection, rules: RuleSet, instances: dict[str, Instance]
-) -> list[tuple[Instance, AlertKey, Alert]]:
-    orphans = []
-    for row in await connection.fetch(
-        "select * from alerts where instance = any($1)", list(instances)
-    ):
-        instance = instances[row["instance"]]
-        alert = Alert(
-            row["labels"],
-            row["annotations"],
-            AlertState(row["state"]),
-            microseconds(row["active_at"]),
-            row["value"],
-            row["fired_at"] and microseconds(row["fired_at"]),
-            row["kept_since"] and microseconds(row["kept_since"]),
-        )
-        index = _rule_of(rules, row["rule"], alert)
-        if index is None:
-            orphans.append((instance, AlertKey(row["rule"], row["fingerprint"]), alert))
-        else:
-            instance.alerts.setdefault(index, {})[row["fingerprint"]] = alert
-    return orphans
-
-
-def _rule_of(rules: RuleSet, key: str, alert: Alert) -> int | None:
-    """Which of the rules of one key made an alert: one whose plain labels the alert has."""
-    for index in rules.index_of.get(key, ()):
-        plain = [(n, t.text) for n, t in rules.rules[index].alert.labels if "{{" not in t.text]
-        if all(alert.labels.get(name, "") == text for name, text in plain):
-            return index
-    return None
-
-
-async def _load_windows(
-    connection: Connection, rules: RuleSet, instances: dict[str, Instance]
-) -> None:
-    """Fill the instances' memories with the frames that were saved."""
-    saved: dict[int, tuple[Tracked, Any]] = {}
-    for row in await connection.fetch(
-        "select * from window_layouts where instance = any($1)", list(instances)
-    ):
-        memory = instances[row["instance"]].memory
-        job = row["source"]["job"]
-        tracked = memory.tracked.get((job, row["layout"]))
-        if tracked is None or tracked.source != row["source"]:
-            tracked = track(rules, row["instance"], row["source"], row["layout"])
-            memory.add(job, tracked)
-        tracked.saved = tracked.saved or tracked.key == row["key"]
-        saved[row["key"]] = (tracked, np.frombuffer(row["columns"], "<i4"))
-    frames: defaultdict[tuple[int, int], dict[int, bytes]] = defaultdict(dict)
-    for row in await connection.fetch(
-        "select key, at, values from window_frames where key = any($1) order by at", list(saved)
-    ):
-        frames[row["at"], id(saved[row["key"]][0])][row["key"]] = row["values"]
-    for (at_us, _), rows in frames.items():
-        _restore(saved, at_us, rows.items())
-
-
-def _restore(
-    saved: dict[int, tuple[Tracked, Any]], at_us: int, rows: Iterable[tuple[int, bytes]]
-) -> None:
-    """One instant of one layout. Of several selections of columns, the present one is preferred."""
-    key, values = max(rows, key=lambda row: saved[row[0]][0].key == row[0])
-    tracked, columns = saved[key]
-    if tracked.ring is not None:
-        tracked.ring.append(at_us, restored_row(columns, values, tracked.positions))
-    tracked.last_us = max(tracked.last_us, at_us)
