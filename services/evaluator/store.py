@@ -1,7 +1,8 @@
 """What an evaluator reads and saves. Every write is fenced by the partition's epoch."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -160,17 +161,27 @@ class Store:
     async def close(self) -> None:
         """Give the connection back."""
         if self._connection is not None:
-            await self._pool.release(self._connection)
+            connection, self._connection = self._connection, None
+            await self._pool.release(connection)
 
-    async def _connected(self) -> Connection:
-        """The connection, kept over saves: giving it back would cost a round trip each time."""
-        if self._connection is not None and self._connection.is_closed():
-            await self._pool.release(self._connection)
-            self._connection = None
-        if self._connection is None:
-            self._connection = await self._pool.acquire()
-        connection: Connection = self._connection
-        return connection
+    @asynccontextmanager
+    async def _kept(self) -> AsyncIterator[Connection]:
+        """The connection, kept over saves: giving it back would cost a round trip each time.
+
+        After an error nothing is known of it, so the next save opens another.
+        """
+        async with self._turn:
+            if self._connection is None:
+                self._connection = await self._pool.acquire()
+            try:
+                yield self._connection
+            except Fenced:
+                raise
+            except BaseException:
+                connection, self._connection = self._connection, None
+                connection.terminate()
+                await self._pool.release(connection)
+                raise
 
     async def claim(self, partition: int, owner: str) -> int:
         """Become the partition's only writer; the epoch to write with."""
@@ -178,8 +189,7 @@ class Store:
 
     async def save(self, partition: int, epoch: int, changes: Changes) -> None:
         """Save all of it, in one transaction. Raises Fenced; saving twice is a no-op."""
-        async with self._turn:
-            connection = await self._connected()
+        async with self._kept() as connection:
             if not (changes.alerts or changes.transitions or changes.layouts):
                 await _save_positions(connection, partition, epoch, changes)
                 return
