@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from prometheus_client import Gauge
@@ -19,7 +20,7 @@ from services.evaluator.membership import partitions_of
 from services.evaluator.partition import Partition
 from services.evaluator.rules import RuleSet, load_rule_set
 from services.evaluator.settings import EvaluatorSettings
-from services.evaluator.store import Store
+from services.evaluator.store import Store, until_answered
 from services.runtime import Context, wait_for_topology
 
 log = structlog.get_logger("vervet.evaluator")
@@ -57,6 +58,28 @@ async def serve(settings: EvaluatorSettings, context: Context) -> None:
             await store.close()
 
 
+def _own_prefix() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def is_predecessor(evaluator: str) -> bool:
+    """Whether an id is of a process of this host that runs no more. One with our own process id
+    is, since a container's first process has the same each time."""
+    prefix = evaluator.rpartition("-")[0]
+    host, _, pid = prefix.rpartition("-")
+    if prefix == _own_prefix():
+        return True
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Evaluator:
     """This process among the evaluators: its name, and the partitions that it owns now."""
 
@@ -73,11 +96,12 @@ class Evaluator:
         self._store = store
         self._context = context
         self._group = group
-        self._id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._id = f"{_own_prefix()}-{secrets.token_hex(4)}"
         self._owned: dict[int, tuple[Partition, asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
         """Own what is ours until told to stop, then let every partition finish and leave."""
+        await self._bury_predecessors()
         while not self._context.stopping.is_set():
             live = await self._heartbeat()
             if live is not None:
@@ -90,6 +114,14 @@ class Evaluator:
         self._own(set())
         await asyncio.gather(*(task for _, task in self._owned.values()))
         await self._leave()
+
+    async def _bury_predecessors(self) -> None:
+        """One that was killed on this host need not be waited for until its lifetime ends."""
+        live = await until_answered(
+            partial(self._store.heartbeat, self._id, LIFETIME), self._context.health
+        )
+        for dead in [one for one in live if one != self._id and is_predecessor(one)]:
+            await until_answered(partial(self._store.leave, dead), self._context.health)
 
     async def _heartbeat(self) -> list[str] | None:
         """Who lives; None while the database does not answer: then everyone keeps what they own."""

@@ -66,7 +66,6 @@ async def test_an_evaluator_killed_at_every_message_loses_and_repeats_no_transit
             await bus.publish("vervet.evaluate", "", one)
             killed = await host.start(f"evaluator.{step}")
             assert await ended(killed) == -signal.SIGKILL
-            await database.execute("delete from evaluators")  # in the place of ten seconds
         last = await host.start()
         told: dict[str, Transition] = {}
         try:

@@ -1,5 +1,8 @@
 """What an evaluator remembers, who owns what, and when silence is looked for."""
 
+import os
+import socket
+import subprocess
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +17,7 @@ from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
 from services.evaluator.membership import owner_of, partitions_of
 from services.evaluator.memory import Memory, Ring, restored_row, track
 from services.evaluator.rules import LoadedGroup, RuleSet, rule_set
+from services.evaluator.service import is_predecessor
 from services.evaluator.silence import Watch, Watches
 
 SOURCE = {"job": "node", "instance": "web1"}
@@ -112,6 +116,16 @@ def test_every_partition_has_one_owner_and_moves_only_when_it_must() -> None:
         before = owner_of(number, evaluators)
         after = owner_of(number, evaluators[1:])
         assert after == before or before == evaluators[0]
+
+
+def test_a_killed_evaluator_of_this_host_is_not_waited_for() -> None:
+    host, dead = socket.gethostname(), subprocess.Popen(["true"])
+    dead.wait()
+    assert is_predecessor(f"{host}-{dead.pid}-0a1b2c3d")
+    assert is_predecessor(f"{host}-{os.getpid()}-0a1b2c3d")
+    assert not is_predecessor(f"{host}-{os.getppid()}-0a1b2c3d")
+    assert not is_predecessor(f"other-{host}-{dead.pid}-0a1b2c3d")
+    assert not is_predecessor("unknown")
 
 
 def test_watches_come_due_in_order_and_once() -> None:
