@@ -50,7 +50,7 @@ DEFAULT_INTERVAL_S = 15.0
 AGENTS = f"""
 select distinct on (a.job, a.instance) a.job, a.instance, a.source, a.epoch, a.first_seq,
        a.last_seq, a.messages, a.duplicates, a.samples, a.last_at, a.received_at,
-       coalesce(s.version, '') as version,
+       coalesce(s.version, '') as version, s.interval_s,
        case when s.state = 'stopping' and s.at >= a.last_at then 'gone'
             when a.last_at < now() - {SILENT_AFTER_INTERVALS} * make_interval(
                 secs => coalesce(s.interval_s, {DEFAULT_INTERVAL_S})) then 'silent'
@@ -84,6 +84,7 @@ def _agent(row: Record) -> dict[str, Any]:
         "duplicates": row["duplicates"],
         "samples": row["samples"],
         "version": row["version"],
+        "interval_s": row["interval_s"],
     }
 
 
