@@ -33,6 +33,10 @@ MAX_QUERY_CHARS = 16_384
 MAX_DEPTH = 100
 """Deepest nesting of an expression: parsing and evaluation recurse."""
 
+MAX_OPERATORS = 300
+"""Operators in one expression. promql-parser takes 1.6 KiB of stack for each in a row; a thread has
+8 MiB, or as little as 1 MiB."""
+
 FUNCTION_NAMES = sorted({*functions.FUNCTIONS, *windows.FUNCTIONS})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MATCH_OPS = {
@@ -46,28 +50,43 @@ _MATCH_OPS = {
 def parse_tree(text: str) -> Node:
     """The tree of an expression. Raises QueryError, in bounded time and stack."""
     _check_size(text)
+    return _node(_native(lambda: grammar.parse(text)), 0)
+
+
+def _native(call: Callable[[], Any]) -> Any:
+    """The result of native code. Raises QueryError for what it refuses and what it panics at."""
     try:
-        tree = grammar.parse(text)
-    except ValueError as error:
+        return call()
+    except (ValueError, OverflowError) as error:
         raise QueryError(_explained(str(error))) from error
-    return _node(tree, 0)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise QueryError("a number in the expression is out of range") from error
 
 
-_STRING = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|`[^`]*`', re.DOTALL)
+_STRING_OR_COMMENT = re.compile(
+    r"""#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`""", re.DOTALL
+)
+_BRACES = re.compile(r"\{[^{}]*\}")
+_OPERATOR = re.compile(r"[-+*/%^]|[=!<>]=?|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
 
 
 def _check_size(text: str) -> None:
-    """Raises QueryError for a text that would cost the parser's stack."""
+    """Raises QueryError for a text that would cost the parser's stack: it recurses in native code,
+    where too deep means the end of the process."""
     if len(text) > MAX_QUERY_CHARS:
         raise QueryError(f"expression of {len(text)} characters; at most {MAX_QUERY_CHARS}")
-    plain = _STRING.sub('""', text)
+    plain = _STRING_OR_COMMENT.sub(" ", text)
     depth = deepest = 0
     for char in plain:
         depth += (char in "([{") - (char in ")]}")
         deepest = max(deepest, depth)
-    signs = max((len(run) for run in re.findall(r"[-+\s]+", plain)), default=0)
-    if deepest > MAX_DEPTH or signs > MAX_DEPTH:
+    if deepest > MAX_DEPTH:
         raise QueryError(f"expression nested deeper than {MAX_DEPTH} levels")
+    operators = len(_OPERATOR.findall(_BRACES.sub(" ", plain)))
+    if operators > MAX_OPERATORS:
+        raise QueryError(f"expression of {operators} operators; at most {MAX_OPERATORS}")
 
 
 def _explained(message: str) -> str:
@@ -107,7 +126,9 @@ def _pinned(at: Any) -> Any:
     if at is None:
         return None
     word = str(at.type).removeprefix("AtModifierType.")
-    return _microseconds(at.at - _EPOCH) if word == "At" else word.lower()
+    if word != "At":
+        return word.lower()
+    return _microseconds(_native(lambda: at.at) - _EPOCH)
 
 
 def _microseconds(span: timedelta | None) -> int:
