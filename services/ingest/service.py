@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from schemas.errors import Invalid
-from schemas.events import decode_status
+from schemas.events import AgentStatus, decode_status
 from schemas.samples import decode
 from schemas.topology import FLEET_QUEUE, INGEST_QUEUE, Queue, Topology
 from services.bus import BusError, Consumer, Delivery
@@ -190,24 +190,30 @@ async def reject(consumer: Consumer, delivery: Delivery, reason: str) -> None:
 
 async def keep_status(consumer: Consumer, store: Store) -> None:
     """Keep what agents say of themselves; the rare event is written one at a time."""
-    attempt = 0
     while True:
         delivery = await consumer.receive()
         try:
-            status = decode_status(delivery.message.body)
-        except Invalid as error:
+            await _save_status(store, decode_status(delivery.message.body))
+        except (Invalid, PoisonError) as error:
             await reject(consumer, delivery, str(error))
             continue
-        while True:
-            try:
-                await store.save_status(status)
-                break
-            except Exception as error:
-                if verdict(error) is not Verdict.RETRY:
-                    raise
-                await asyncio.sleep(backoff_s(attempt := attempt + 1))
-        attempt = 0
         try:
             await consumer.ack([delivery])
         except BusError as error:
             log.warning("status stored, but not acked", reason=str(error))
+
+
+async def _save_status(store: Store, status: AgentStatus) -> None:
+    """Returns once it is committed, however long the database is away. Raises PoisonError."""
+    attempt = 0
+    while True:
+        try:
+            return await store.save_status(status)
+        except Exception as error:
+            meaning = verdict(error)
+            if meaning is Verdict.POISON:
+                raise PoisonError(describe(error)) from error
+            if meaning is Verdict.FATAL:
+                raise
+        await asyncio.sleep(backoff_s(attempt))
+        attempt += 1
