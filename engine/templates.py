@@ -52,6 +52,7 @@ def _shown(operand: Operand) -> str:
 _ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
 _TOKEN = re.compile(
     r"""\s*(?:(?P<label>(?:\$labels|\.Labels)\.[a-zA-Z_][a-zA-Z0-9_]*)"""
+    r"""|(?P<labels>(?:\$labels|\.Labels)(?=[\s|]|\Z))"""
     r"""|(?P<value>\$value\b|\.Value\b)"""
     r"""|(?P<text>"(?:\\.|[^"\\])*"|`[^`]*`)"""
     r"""|(?P<number>-?\d+(?:\.\d+)?)"""
@@ -116,6 +117,8 @@ def _operand(text: str, at: int, group: str, token: str) -> _Piece | _Word:
         case "label":
             name = token.rpartition(".")[2]
             return _Piece("text", lambda labels, value: labels.get(name, ""))
+        case "labels":
+            return _Piece("text", lambda labels, value: _all_labels(labels))
         case "value":
             return _Piece("number", lambda labels, value: value)
         case "text":
@@ -133,6 +136,11 @@ def _operand(text: str, at: int, group: str, token: str) -> _Piece | _Word:
             raise _error(
                 text, at, f"{token!r} is not supported; expected $labels.NAME, $value or a function"
             )
+
+
+def _all_labels(labels: Mapping[str, str]) -> str:
+    """All labels as Go prints a map."""
+    return "map[" + " ".join(f"{name}:{labels[name]}" for name in sorted(labels)) + "]"
 
 
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}

@@ -48,10 +48,12 @@ LabelName = Annotated[str, AfterValidator(_label_name)]
 class Rule(BaseModel):
     """One alerting rule: an expression, or a span without samples (`no_data`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, coerce_numbers_to_str=True
+    )
 
     alert: str = Field(min_length=1)
-    expr: str | None = Field(None, coerce_numbers_to_str=True)
+    expr: str | None = None
     for_: Duration = Field(timedelta(0), alias="for")
     keep_firing_for: Duration = timedelta(0)
     no_data: Duration | None = None

@@ -14,6 +14,7 @@ LABELS = {"instance": "web1:9100", "device": "sda"}
         ("{{ $labels.instance }} is {{ $value }}", "web1:9100 is 1234567"),
         ("{{ .Labels.device }}:{{.Value}}", "sda:1234567"),
         ("[{{ $labels.nothing }}]", "[]"),
+        ("{{ $labels }}", "map[device:sda instance:web1:9100]"),
         ("{{ $value | humanize }}", "1.235M"),
         ("{{ humanize1024 $value }}", "1.177Mi"),
         ("{{ $value | humanizePercentage }}", "1.235e+08%"),
@@ -58,7 +59,7 @@ def test_numbers_are_humanized_as_promtool_does(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ $labels }}", "line 1, column 4: '$labels' is not supported"),
+        ("{{ $labels[0] }}", "line 1, column 4: '$labels[0]' is not supported"),
         ("a\nb {{ query `up` }}", "line 2, column 6: 'query' is not supported"),
         ("{{ if $value }}x{{ end }}", "line 1, column 4: 'if' is not supported"),
         ("{{ $value", "line 1, column 1: `{{` without `}}`"),

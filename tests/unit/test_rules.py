@@ -109,6 +109,12 @@ def test_what_depends_on_one_instance_is_accepted(tmp_path: Path, expr: str) -> 
     load_rules(written(tmp_path, one_rule(f"alert: A\nexpr: {expr!r}")))
 
 
+def test_numbers_stand_for_their_texts_as_in_prometheus(tmp_path: Path) -> None:
+    file = written(tmp_path, one_rule("alert: A\nexpr: x\nlabels: {tier: 1}"))
+    (loaded,) = load_rule_set([file], builtin=False).rules
+    assert [(name, text.text) for name, text in loaded.alert.labels] == [("tier", "1")]
+
+
 def test_two_rules_that_would_make_the_same_alerts_are_refused(tmp_path: Path) -> None:
     rule = "      - {alert: A, expr: x > 1}\n"
     file = written(tmp_path, "groups:\n  - name: g\n    rules:\n" + 2 * rule)
