@@ -46,6 +46,11 @@ FAILURES = Counter("vervet_evaluator_failures_total", "Evaluations that failed",
 FENCED = Counter("vervet_evaluator_fenced_total", "Partitions lost to another evaluator")
 WITHHELD = Counter("vervet_evaluator_withheld_total", "Verdicts of silence put off, for a backlog")
 SAVE_SECONDS = Histogram("vervet_evaluator_save_seconds", "Time of one transaction")
+LAG_SECONDS = Histogram(
+    "vervet_evaluator_lag_seconds",
+    "Age of a source's newest sample when it was evaluated; a wrong clock shows here too",
+    buckets=(0.05, 0.25, 1, 5, 15, 60, 300, 3600),
+)
 
 INTERVALS = 3
 """Silence is at least this many of an agent's intervals, however short the rule's span."""
@@ -96,6 +101,7 @@ class Partition:
         self._waiting: deque[Delivery] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
+        self._failing: dict[str, str] = {}
         self._epoch = 0
         self._heard_since_s = 0.0
         self._turned_s = 0.0
@@ -190,7 +196,8 @@ class Partition:
         if unknown := sorted(names - self._instances.keys()):
             await self._load(unknown)
         done: list[Delivery] = []
-        limit_us = now_us() + self._ahead_us
+        arrived_us = now_us()
+        limit_us = arrived_us + self._ahead_us
         for delivery, message in good:
             try:
                 self._receive(message, changes, limit_us)
@@ -209,6 +216,8 @@ class Partition:
             await self._isolate(consumer, done, names, str(error))
             return
         await self._outbox.publish(changes.transitions)
+        for source in changes.sources.values():
+            LAG_SECONDS.observe((arrived_us - source.at_us) / 1_000_000)
         failpoint("evaluator.after_publish")
         if done:
             with suppress(BusError):  # they come again, and change nothing then
@@ -254,7 +263,9 @@ class Partition:
         """Returns once it is committed. Raises Fenced, PoisonError."""
         for rule, reason in changes.failures:
             FAILURES.labels(rule).inc()
-            log.warning("evaluation failed; alerts stay as they were", rule=rule, reason=reason)
+            if self._failing.get(rule) != reason:
+                self._failing[rule] = reason
+                log.warning("evaluation failed; alerts stay as they were", rule=rule, reason=reason)
         if not changes:
             return
         failpoint("evaluator.before_commit")
