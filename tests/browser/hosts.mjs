@@ -80,6 +80,7 @@ function agent(instance, state, extra = {}) {
     missing: 0,
     samples: 6_012_440,
     version: '0.1.0',
+    interval_s: 5,
     ...extra,
   }
 }

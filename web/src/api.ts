@@ -16,6 +16,8 @@ export interface Agent {
   missing: number
   samples: number
   version: string
+  /** Seconds between messages; null where the agent has not said it. */
+  interval_s: number | null
 }
 
 export type AlertState = 'inactive' | 'pending' | 'firing'

@@ -14,7 +14,7 @@ export interface History {
 }
 
 const LOADING: History = { columns: EMPTY, loading: true, error: undefined }
-/** Between live values, more than this and than three of the collector's intervals is a gap, not a line. */
+/** Between live values, more than this and than three times their spacing is a gap, not a line. */
 const LIVE_GAP_S = 30
 /** Steps longer than this show nothing of single live values. */
 const LIVE_STEP_S = 15
@@ -24,6 +24,7 @@ const RETRY_MS = 3_000
 export function useHistory(
   panel: Panel,
   instance: string,
+  interval_s: number | undefined,
   range: Range,
   stream: Stream,
   revision: number,
@@ -31,7 +32,7 @@ export function useHistory(
   const [history, setHistory] = useState(LOADING)
   useEffect(() => {
     setHistory(LOADING)
-  }, [panel, instance, range])
+  }, [panel, instance, interval_s, range])
 
   useEffect(() => {
     const left = new AbortController()
@@ -40,7 +41,7 @@ export function useHistory(
     let columns: Columns | undefined
     const early: Columns[] = []
     let lastRow_s: number | undefined
-    let interval_s = Infinity
+    let spacing_s = Infinity
 
     const show = (next: Columns) => {
       columns = since(next, api.now() - range.range_s)
@@ -57,7 +58,7 @@ export function useHistory(
       let wait_ms = range.step_s * 1000
       try {
         const part =
-          grid.end < grid.start ? EMPTY : await fetchColumns(panel, instance, range, grid, left.signal)
+          grid.end < grid.start ? EMPTY : await fetchColumns(panel, instance, windowOf(range, interval_s), grid, left.signal)
         const whole = columns === undefined ? part : followedBy(columns, part, Infinity)
         show(
           inOrder(
@@ -80,8 +81,8 @@ export function useHistory(
         if (live === undefined || from !== instance || values === undefined) return
         const row = liveRow(live.lines(new Reading(seconds(at), values)), seconds(at))
         if (row === undefined) return
-        const gap_s = Math.max(LIVE_GAP_S, 3 * interval_s)
-        interval_s = Math.min(interval_s, row.at[0]! - (lastRow_s ?? -Infinity))
+        const gap_s = Math.max(LIVE_GAP_S, 3 * spacing_s)
+        spacing_s = Math.min(spacing_s, row.at[0]! - (lastRow_s ?? -Infinity))
         lastRow_s = row.at[0]
         if (columns === undefined) early.push(row)
         else show(inOrder(followedBy(columns, row, gap_s), panel))
@@ -92,7 +93,7 @@ export function useHistory(
       clearTimeout(timer)
       stop()
     }
-  }, [panel, instance, range, stream, revision])
+  }, [panel, instance, interval_s, range, stream, revision])
   return history
 }
 
@@ -104,12 +105,12 @@ function liveRow(values: ReadonlyMap<string, number>, at: number): Columns | und
 async function fetchColumns(
   panel: Panel,
   instance: string,
-  range: Range,
+  window: string,
   grid: Grid,
   signal: AbortSignal,
 ): Promise<Columns> {
   const parts = panel.queries.map(async (query) => {
-    const expression = query.expression(matcher(instance), windowOf(range))
+    const expression = query.expression(matcher(instance), window)
     const matrix = await api.queryRange(expression, grid, signal)
     const named = matrix.map(({ metric, values }) => ({ name: query.name(metric), values }))
     const columns = onGrid(merged(named), grid)

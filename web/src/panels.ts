@@ -248,9 +248,12 @@ export const RANGES: readonly Range[] = [
   { id: '24h', title: '24 hours', range_s: 86400, step_s: 240 },
 ]
 
-/** A rate's window holds several samples of an agent at any usual interval, and leaves no instant out between steps. */
-export function windowOf(range: Range): string {
-  return `${range.step_s + 60}s`
+/** Of an agent that has not said its interval. */
+const USUAL_INTERVAL_S = 15
+
+/** A rate's window holds several of the agent's samples, and leaves no instant out between steps. */
+export function windowOf(range: Range, interval_s: number | undefined): string {
+  return `${Math.ceil(range.step_s + 4 * (interval_s ?? USUAL_INTERVAL_S))}s`
 }
 
 export function matcher(instance: string): string {

@@ -11,8 +11,11 @@ test('a name with quotes stays inside its matcher', () => {
   assert.equal(matcher('a"} or {b="'), 'instance="a\\"} or {b=\\""')
 })
 
-test('a rate sees more than a minute, and every instant between two steps', () => {
-  for (const range of RANGES) assert.ok(parseInt(windowOf(range), 10) >= Math.max(60, range.step_s))
+test('a rate sees four samples, and every instant between two steps', () => {
+  for (const range of RANGES) {
+    assert.equal(windowOf(range, 5), `${range.step_s + 20}s`)
+    assert.equal(windowOf(range, undefined), `${range.step_s + 60}s`)
+  }
 })
 
 test('live memory is split as its history is', () => {

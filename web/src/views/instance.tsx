@@ -30,6 +30,8 @@ export function Instance({ name, range: rangeId }: Props) {
   const agents = usePolled(api.agents, AGENTS_EVERY_S)
   const mine = agents.data?.filter(({ instance }) => instance === name)
   const state = mine?.map((agent) => agent.state).join()
+  const intervals_s = mine?.flatMap(({ interval_s }) => interval_s ?? []) ?? []
+  const interval_s = intervals_s.length > 0 ? Math.max(...intervals_s) : undefined
   const [revision, setRevision] = useState(0)
   useListener({ resumed: () => setRevision((before) => before + 1) })
   // What an agent sent after a silence fills gaps that were already drawn.
@@ -67,7 +69,8 @@ export function Instance({ name, range: rangeId }: Props) {
           )
         }
       </Answer>
-      {mine?.length !== 0 && (
+      {/* The agent's interval decides what the charts ask for. */}
+      {(mine ?? agents.error ?? []).length > 0 && (
         <div class="charts">
           {PANELS.map((panel) => (
             <PanelCard
@@ -75,6 +78,7 @@ export function Instance({ name, range: rangeId }: Props) {
               panel={panel}
               name={name}
               range={range}
+              interval_s={interval_s}
               revision={revision}
               window={window}
             />
@@ -149,12 +153,13 @@ interface PanelProps {
   panel: Panel
   name: string
   range: Range
+  interval_s: number | undefined
   revision: number
   window: Window
 }
 
-function PanelCard({ panel, name, range, revision, window }: PanelProps) {
-  const { columns, loading, error } = useHistory(panel, name, range, useStream(), revision)
+function PanelCard({ panel, name, range, interval_s, revision, window }: PanelProps) {
+  const { columns, loading, error } = useHistory(panel, name, interval_s, range, useStream(), revision)
   return (
     <figure class="card panel" aria-busy={loading} id={`panel-${panel.id}`}>
       <figcaption class="card-head">
