@@ -6,23 +6,28 @@ data is isolated, and anything else is a defect or a wrong setting that a person
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
+from prometheus_client import Counter
 
 from schemas.migrations import migrations
-from services.runtime import Context, backoff_s
+from services.runtime import Context, Health, backoff_s
 
 log = structlog.get_logger("vervet.database")
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
 """Bound on one statement as the client sees it; after it the outcome is unknown."""
+
+RETRIES = Counter("vervet_database_retries_total", "Transactions tried again after an error")
+
+T = TypeVar("T")
 
 MIGRATION_LOCK = 0x5645_5256_4554
 """Advisory lock key that serialises migrations: the bytes of VERVET."""
@@ -73,6 +78,35 @@ def verdict(error: BaseException) -> Verdict:
         TimeoutError,
     )
     return Verdict.RETRY if isinstance(error, transient) else Verdict.FATAL
+
+
+class Poisoned(Exception):
+    """The database will never take this data; the text is its reason."""
+
+
+async def until_done(work: Callable[[], Awaitable[T]], health: Health) -> T:
+    """The result of `work` on the database, however long it is away; it may be done twice.
+
+    Raises Poisoned, and what a person must mend; exceptions that are not the database's pass.
+    """
+    attempt = 0
+    while True:
+        try:
+            result = await work()
+            break
+        except ERRORS as error:
+            meaning = verdict(error)
+            if meaning is Verdict.POISON:
+                raise Poisoned(describe(error)) from error
+            if meaning is Verdict.FATAL:
+                raise
+            RETRIES.inc()
+            if health.waiting("database", describe(error)):
+                log.warning("trying again", reason=describe(error))
+        await asyncio.sleep(backoff_s(attempt))
+        attempt += 1
+    health.ready("database")
+    return result
 
 
 @asynccontextmanager

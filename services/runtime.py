@@ -118,6 +118,12 @@ async def wait_for_topology(context: Context, topology: Topology) -> None:
     context.health.ready("broker")
 
 
+async def unless_stopping(waiting: Awaitable[None]) -> None:
+    """Wait beside work that must end in order: being told to stop just ends the wait."""
+    with suppress(Stopping):
+        await waiting
+
+
 async def until_stopped(context: Context, work: Awaitable[None]) -> None:
     """Run `work`, which watches `context.stopping` itself, and cancel it when it overstays."""
     task = asyncio.ensure_future(work)

@@ -13,7 +13,7 @@ from services.api.settings import ApiSettings
 from services.api.state import State
 from services.api.stream import Hub
 from services.database import open_pool, wait_for_schema
-from services.runtime import Context, Health, bind, wait_for_topology
+from services.runtime import Context, Health, bind, unless_stopping, wait_for_topology
 
 NEEDS = Topology(exchanges=(Exchange(SAMPLES, "topic"), Exchange(ALERTS, "topic")))
 
@@ -50,8 +50,12 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
         )
         server = _Server(_configuration(settings, state))
         tasks = [
-            group.create_task(wait_for_topology(context, NEEDS), name="api topology"),
-            group.create_task(wait_for_schema(pool, url, context), name="api database"),
+            group.create_task(
+                unless_stopping(wait_for_topology(context, NEEDS)), name="api topology"
+            ),
+            group.create_task(
+                unless_stopping(wait_for_schema(pool, url, context)), name="api database"
+            ),
             group.create_task(hub.run(), name="api streams"),
         ]
         serving = group.create_task(server.serve([listener]), name="api http")

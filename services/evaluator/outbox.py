@@ -10,7 +10,8 @@ from prometheus_client import Counter
 from schemas.topology import ALERTS
 from schemas.transitions import TRANSITION_JSON, Transition, encode_transition
 from services.bus import BusError, Message, Refused
-from services.evaluator.store import Store, until_answered
+from services.database import until_done
+from services.evaluator.store import Store
 from services.runtime import Context, backoff_s
 
 log = structlog.get_logger("vervet.evaluator")
@@ -36,7 +37,7 @@ class Outbox:
                 for one in wave:
                     group.create_task(self._publish_one(one), name=f"publish {one.id}")
             done = partial(self._store.mark_published, [one.id for one in wave])
-            await until_answered(done, self._context.health)
+            await until_done(done, self._context.health)
 
     async def _publish_one(self, one: Transition) -> None:
         message = Message(encode_transition(one), TRANSITION_JSON, one.id)

@@ -19,7 +19,7 @@ from schemas.samples import SampleMessage, decode
 from schemas.topology import PARTITION_HEADER, partition_queue
 from services.bus import BusError, Consumer, Delivery
 from services.clock import now_us
-from services.database import describe
+from services.database import Poisoned, describe, until_done
 from services.evaluator.evaluation import (
     Changes,
     Instance,
@@ -33,7 +33,7 @@ from services.evaluator.outbox import Outbox
 from services.evaluator.rules import RuleSet
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.silence import Watch, Watches
-from services.evaluator.store import AgentState, Fenced, PoisonError, Store, until_answered
+from services.evaluator.store import AgentState, Fenced, Store
 from services.failpoints import failpoint
 from services.runtime import Context
 
@@ -212,7 +212,7 @@ class Partition:
                 done.append(delivery)
         try:
             await self._save(changes)
-        except PoisonError as error:
+        except Poisoned as error:
             await self._isolate(consumer, done, names, str(error))
             return
         await self._outbox.publish(changes.transitions)
@@ -260,7 +260,7 @@ class Partition:
             log.warning("not rejected: it will come again", reason=str(error))
 
     async def _save(self, changes: Changes) -> None:
-        """Returns once it is committed. Raises Fenced, PoisonError."""
+        """Returns once it is committed. Raises Fenced, Poisoned."""
         for rule, reason in changes.failures:
             FAILURES.labels(rule).inc()
             if self._failing.get(rule) != reason:
@@ -276,8 +276,8 @@ class Partition:
             tracked.saved = True
 
     async def _done(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of work on the database, however long it is away. Raises PoisonError."""
-        return await until_answered(work, self._context.health)
+        """The result of work on the database, however long it is away. Raises Poisoned."""
+        return await until_done(work, self._context.health)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

@@ -15,12 +15,12 @@ from prometheus_client import Gauge
 
 from schemas.topology import ALERTS as ALERTS_EXCHANGE
 from schemas.topology import NOTIFY_QUEUE, Exchange, Queue, Topology, partition_queue
-from services.database import Verdict, describe, ready_pool, verdict
+from services.database import Verdict, describe, ready_pool, until_done, verdict
 from services.evaluator.membership import partitions_of
 from services.evaluator.partition import Partition
 from services.evaluator.rules import RuleSet, load_rule_set
 from services.evaluator.settings import EvaluatorSettings
-from services.evaluator.store import Store, until_answered
+from services.evaluator.store import Store
 from services.runtime import Context, wait_for_topology
 
 log = structlog.get_logger("vervet.evaluator")
@@ -117,11 +117,11 @@ class Evaluator:
 
     async def _bury_predecessors(self) -> None:
         """One that was killed on this host need not be waited for until its lifetime ends."""
-        live = await until_answered(
+        live = await until_done(
             partial(self._store.heartbeat, self._id, LIFETIME), self._context.health
         )
         for dead in [one for one in live if one != self._id and is_predecessor(one)]:
-            await until_answered(partial(self._store.leave, dead), self._context.health)
+            await until_done(partial(self._store.leave, dead), self._context.health)
 
     async def _heartbeat(self) -> list[str] | None:
         """Who lives; None while the database does not answer: then everyone keeps what they own."""

@@ -1,7 +1,7 @@
 """What an evaluator reads and saves. Every write is fenced by the partition's epoch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -11,11 +11,10 @@ import structlog
 from engine.alerting import Alert
 from schemas.transitions import Transition
 from services.clock import instant, microseconds
-from services.database import Connection, Pool, Verdict, describe, verdict
+from services.database import Connection, Pool
 from services.evaluator.evaluation import AlertKey, Changes, Instance, Source
 from services.evaluator.restoring import load_alerts, load_windows
 from services.evaluator.rules import LoadedGroup, RuleSet
-from services.runtime import Health, backoff_s
 
 log = structlog.get_logger("vervet.evaluator")
 
@@ -110,36 +109,6 @@ UNPUBLISHED_AT_ONCE = 1000
 
 class Fenced(Exception):
     """Another evaluator has claimed the partition: nothing may be written for it from here."""
-
-
-class PoisonError(Exception):
-    """The database will never take this data."""
-
-
-async def until_answered(work: Callable[[], Awaitable[T]], health: Health) -> T:
-    """The result of work on the database, however long it is away; it may be done twice.
-
-    Raises Fenced, PoisonError, and what a person must mend.
-    """
-    attempt = 0
-    while True:
-        try:
-            result = await work()
-            break
-        except Fenced:
-            raise
-        except Exception as error:
-            meaning = verdict(error)
-            if meaning is Verdict.POISON:
-                raise PoisonError(describe(error)) from error
-            if meaning is Verdict.FATAL:
-                raise
-            if health.waiting("database", describe(error)):
-                log.warning("trying again", reason=describe(error))
-        await asyncio.sleep(backoff_s(attempt))
-        attempt += 1
-    health.ready("database")
-    return result
 
 
 class AgentState(NamedTuple):

@@ -9,21 +9,22 @@ queue with its reason, one message at a time; what the database refuses is found
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from prometheus_client import Counter, Histogram
 
 from schemas.errors import Invalid
-from schemas.events import AgentStatus, decode_status
+from schemas.events import decode_status
 from schemas.samples import decode
 from schemas.topology import FLEET_QUEUE, INGEST_QUEUE, Queue, Topology
 from services.bus import BusError, Consumer, Delivery
 from services.clock import now_us
-from services.database import Verdict, address, describe, ready_pool, verdict
+from services.database import Poisoned, ready_pool, until_done
 from services.ingest.batch import Layouts, Received, Window, receive
 from services.ingest.settings import IngestSettings
 from services.ingest.store import Store
-from services.runtime import Context, backoff_s, wait_for_topology
+from services.runtime import Context, Health, wait_for_topology
 
 log = structlog.get_logger("vervet.ingest")
 
@@ -31,7 +32,6 @@ MESSAGES = Counter("vervet_ingest_messages_total", "Messages stored, repeated on
 SAMPLES = Counter("vervet_ingest_samples_total", "Samples stored, repeated ones included")
 DUPLICATES = Counter("vervet_ingest_duplicates_total", "Messages that had been stored before")
 REJECTED = Counter("vervet_ingest_rejected_total", "Messages moved to the dead queue")
-RETRIES = Counter("vervet_ingest_retries_total", "Batches written again after an error")
 WRITE_SECONDS = Histogram("vervet_ingest_write_seconds", "Time of one batch's transaction")
 
 NEEDS = Topology(queues=(Queue(INGEST_QUEUE), Queue(FLEET_QUEUE)))
@@ -48,13 +48,13 @@ async def serve(settings: IngestSettings, context: Context) -> None:
     ):
         store = Store(pool)
         batches: asyncio.Queue[list[Received]] = asyncio.Queue(1)
-        writer = Writer(store, samples, settings.database, context)
+        writer = Writer(store, samples, context.health)
         window = Window(settings.max_age, settings.max_ahead)
         collect = group.create_task(
             Collector(samples, batches, window, settings).run(), name="ingest collect"
         )
         write = group.create_task(writer.run(batches), name="ingest write")
-        status = group.create_task(keep_status(fleet, store), name="ingest status")
+        status = group.create_task(keep_status(fleet, store, context.health), name="ingest status")
         await context.stopping.wait()
         collect.cancel()
         status.cancel()
@@ -117,13 +117,10 @@ class Collector:
 class Writer:
     """Writes batches in order, and acks what is committed."""
 
-    def __init__(
-        self, store: Store, consumer: Consumer, database_url: str, context: Context
-    ) -> None:
+    def __init__(self, store: Store, consumer: Consumer, health: Health) -> None:
         self._store = store
         self._consumer = consumer
-        self._address = address(database_url)
-        self._health = context.health
+        self._health = health
 
     async def run(self, batches: asyncio.Queue[list[Received]]) -> None:
         while True:
@@ -134,8 +131,9 @@ class Writer:
     async def _write(self, batch: Sequence[Received]) -> None:
         """Store and settle a batch; halves it to find what the database can never take."""
         try:
-            await self._store_until_known(batch)
-        except PoisonError as error:
+            with WRITE_SECONDS.time():
+                duplicates = await until_done(partial(self._store.write, batch), self._health)
+        except Poisoned as error:
             if len(batch) == 1:
                 await reject(self._consumer, batch[0].delivery, str(error))
                 return
@@ -143,39 +141,13 @@ class Writer:
             await self._write(batch[:middle])
             await self._write(batch[middle:])
             return
+        MESSAGES.inc(len(batch))
+        SAMPLES.inc(sum(one.samples for one in batch))
+        DUPLICATES.inc(duplicates)
         try:
             await self._consumer.ack([one.delivery for one in batch])
         except BusError as error:
             log.warning("stored, but not acked: it will come again", reason=str(error))
-
-    async def _store_until_known(self, batch: Sequence[Received]) -> None:
-        """Returns once it is committed, however long the database is away. Raises PoisonError."""
-        attempt = 0
-        while True:
-            try:
-                with WRITE_SECONDS.time():
-                    duplicates = await self._store.write(batch)
-                break
-            except Exception as error:
-                meaning = verdict(error)
-                if meaning is Verdict.POISON:
-                    raise PoisonError(describe(error)) from error
-                if meaning is Verdict.FATAL:
-                    raise
-                RETRIES.inc()
-                reason = f"{self._address}: {describe(error)}"
-                if self._health.waiting("database", reason):
-                    log.warning("writing again", reason=reason)
-            await asyncio.sleep(backoff_s(attempt))
-            attempt += 1
-        self._health.ready("database")
-        MESSAGES.inc(len(batch))
-        SAMPLES.inc(sum(one.samples for one in batch))
-        DUPLICATES.inc(duplicates)
-
-
-class PoisonError(Exception):
-    """The database will never take this data."""
 
 
 async def reject(consumer: Consumer, delivery: Delivery, reason: str) -> None:
@@ -188,32 +160,17 @@ async def reject(consumer: Consumer, delivery: Delivery, reason: str) -> None:
         log.warning("not rejected: it will come again", reason=str(error))
 
 
-async def keep_status(consumer: Consumer, store: Store) -> None:
+async def keep_status(consumer: Consumer, store: Store, health: Health) -> None:
     """Keep what agents say of themselves; the rare event is written one at a time."""
     while True:
         delivery = await consumer.receive()
         try:
-            await _save_status(store, decode_status(delivery.message.body))
-        except (Invalid, PoisonError) as error:
+            status = decode_status(delivery.message.body)
+            await until_done(partial(store.save_status, status), health)
+        except (Invalid, Poisoned) as error:
             await reject(consumer, delivery, str(error))
             continue
         try:
             await consumer.ack([delivery])
         except BusError as error:
             log.warning("status stored, but not acked", reason=str(error))
-
-
-async def _save_status(store: Store, status: AgentStatus) -> None:
-    """Returns once it is committed, however long the database is away. Raises PoisonError."""
-    attempt = 0
-    while True:
-        try:
-            return await store.save_status(status)
-        except Exception as error:
-            meaning = verdict(error)
-            if meaning is Verdict.POISON:
-                raise PoisonError(describe(error)) from error
-            if meaning is Verdict.FATAL:
-                raise
-        await asyncio.sleep(backoff_s(attempt))
-        attempt += 1

@@ -1,10 +1,8 @@
 """Transitions from the bus into the database: a batch in one transaction, then its acks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
 
-import asyncpg
 import structlog
 from prometheus_client import Counter
 
@@ -12,10 +10,10 @@ from schemas.errors import Invalid
 from schemas.routing import Node
 from schemas.transitions import Transition, decode_transition
 from services.bus import BusError, Consumer, Delivery
-from services.database import Verdict, describe, verdict
+from services.database import Poisoned, until_done
 from services.notifier.store import Recorded, Store
 from services.notifier.timer import Timer
-from services.runtime import backoff_s
+from services.runtime import Health, backoff_s
 
 log = structlog.get_logger("vervet.notifier")
 
@@ -34,25 +32,17 @@ LINGER_S = 0.01
 MAX_KEY_CHARS = 600
 """Of a rule's name or a fingerprint: both stand in an index, whose rows are bounded."""
 
-T = TypeVar("T")
-
-
-class Retrying(Protocol):
-    """Goes on with work while the database is away."""
-
-    def __call__(self, work: Callable[[], Awaitable[T]]) -> Awaitable[T]: ...
-
 
 class Intake:
     """Consumes the notify queue. Rings `groups` when there may be something new to decide."""
 
     def __init__(
-        self, consumer: Consumer, store: Store, root: Node, retrying: Retrying, groups: Timer
+        self, consumer: Consumer, store: Store, root: Node, health: Health, groups: Timer
     ) -> None:
         self._consumer = consumer
         self._store = store
         self._root = root
-        self._retrying = retrying
+        self._health = health
         self._groups = groups
 
     async def run(self) -> None:
@@ -91,12 +81,10 @@ class Intake:
         if not pairs:
             return
         try:
-            recorded = await self._retrying(lambda: self._apply([t for _, t in pairs]))
-        except asyncpg.PostgresError as error:
-            if verdict(error) is not Verdict.POISON:
-                raise
+            recorded = await until_done(lambda: self._apply([t for _, t in pairs]), self._health)
+        except Poisoned as error:
             if len(pairs) == 1:
-                await self._reject(pairs[0][0], describe(error))
+                await self._reject(pairs[0][0], str(error))
             for pair in pairs if len(pairs) > 1 else ():
                 await self._record([pair])
             return

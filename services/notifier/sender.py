@@ -9,11 +9,12 @@ from functools import partial
 import structlog
 from prometheus_client import Counter, Histogram
 
+from services.database import until_done
 from services.notifier.channels import Channel, DeliveryError
-from services.notifier.intake import Retrying
 from services.notifier.ledger import Claimed, Ledger, Slots
 from services.notifier.store import Store
 from services.notifier.timer import Timer
+from services.runtime import Health
 
 log = structlog.get_logger("vervet.notifier")
 
@@ -53,20 +54,20 @@ class Sender:
         self._under_way: Tally[str] = Tally()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, stopping: asyncio.Event, retrying: Retrying) -> None:
+    async def run(self, stopping: asyncio.Event, health: Health) -> None:
         """Until `stopping` is set and what is under way is done, or has had time to be."""
         async with asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
-                now = await retrying(self._store.now)
+                now = await until_done(self._store.now, health)
                 slots = self._slots()
-                claimed = await retrying(partial(self._ledger.claim, slots, now))
+                claimed = await until_done(partial(self._ledger.claim, slots, now), health)
                 for one in claimed:
                     self._under_way[one.target] += 1
-                    task = tasks.create_task(self._deliver(one, retrying), name=f"send {one.id}")
+                    task = tasks.create_task(self._deliver(one, health), name=f"send {one.id}")
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 if not claimed:
-                    due_at = await retrying(partial(self._ledger.next_due, list(slots)))
+                    due_at = await until_done(partial(self._ledger.next_due, list(slots)), health)
                     await self._timer.wait(now, due_at)
             await self._finish()
 
@@ -84,17 +85,17 @@ class Sender:
             if (free := self._per_target - self._under_way[target]) > 0
         }
 
-    async def _deliver(self, claimed: Claimed, retrying: Retrying) -> None:
+    async def _deliver(self, claimed: Claimed, health: Health) -> None:
         channel = self._channels[claimed.target]
         say = log.bind(id=claimed.id, target=claimed.target, attempt=claimed.attempts)
         try:
             note = await self._attempt(channel, claimed)
         except DeliveryError as error:
-            final = await retrying(partial(self._record_failure, claimed, error))
+            final = await until_done(partial(self._record_failure, claimed, error), health)
             outcome = "failed" if final else "retried"
             say.warning("a notification was not delivered", reason=str(error), final=final)
         else:
-            held = await retrying(partial(self._record_success, claimed, note))
+            held = await until_done(partial(self._record_success, claimed, note), health)
             outcome = "sent" if held else "lost"
             say.info("notified", reason=claimed.notification.reason, lease_held=held, note=note)
         finally:

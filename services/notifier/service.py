@@ -10,17 +10,14 @@ with. The loops sleep until the next group or delivery is due.
 
 import asyncio
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 from prometheus_client import Counter
 
 from schemas.topology import NOTIFY_QUEUE, Queue, Topology
-from services import database
-from services.database import Verdict, address, describe, ready_pool, verdict
+from services.database import ready_pool, until_done
 from services.notifier.flush import Flusher
 from services.notifier.intake import Intake
 from services.notifier.ledger import Ledger
@@ -29,7 +26,7 @@ from services.notifier.sender import Sender
 from services.notifier.settings import NotifierSettings
 from services.notifier.store import Store
 from services.notifier.timer import Timer
-from services.runtime import Context, backoff_s, wait_for_topology
+from services.runtime import Context, Health, wait_for_topology
 
 log = structlog.get_logger("vervet.notifier")
 
@@ -44,11 +41,6 @@ PREFETCH = 500
 
 HOUSEKEEPING_S = 3600.0
 
-MAX_PAUSE_S = 5.0
-"""Between tries while the database is away: notifications are what waits."""
-
-T = TypeVar("T")
-
 
 async def serve(settings: NotifierSettings, context: Context) -> None:
     """Notify until told to stop; what is being sent is finished, the rest is in the database."""
@@ -61,8 +53,7 @@ async def serve(settings: NotifierSettings, context: Context) -> None:
     ):
         routing = build_routing(document, directory, pool)
         store = Store(pool)
-        patience = Patience(context, address(settings.database))
-        await patience.until_done(partial(reconcile, store, routing))
+        await until_done(partial(reconcile, store, routing), context.health)
         flusher = Flusher(
             pool,
             routing,
@@ -72,18 +63,20 @@ async def serve(settings: NotifierSettings, context: Context) -> None:
         ledger = Ledger(pool, give_up_after=settings.give_up_after)
         groups, deliveries = Timer(), Timer()
         sender = Sender(ledger, store, routing.targets, settings.sends_per_channel, deliveries)
-        intake = Intake(consumer, store, routing.root, patience.until_done, groups)
+        intake = Intake(consumer, store, routing.root, context.health, groups)
         async with asyncio.TaskGroup() as tasks:
             work = [
                 tasks.create_task(intake.run(), name="notifier intake"),
                 tasks.create_task(
-                    flush_groups(store, flusher, groups, deliveries, patience),
+                    flush_groups(store, flusher, groups, deliveries, context.health),
                     name="notifier groups",
                 ),
-                tasks.create_task(keep_house(store, settings, patience), name="notifier house"),
+                tasks.create_task(
+                    keep_house(store, settings, context.health), name="notifier house"
+                ),
             ]
             sending = tasks.create_task(
-                sender.run(context.stopping, patience.until_done), name="notifier sender"
+                sender.run(context.stopping, context.health), name="notifier sender"
             )
             await context.stopping.wait()
             deliveries.ring()
@@ -99,58 +92,32 @@ async def reconcile(store: Store, routing: Routing) -> None:
 
 
 async def flush_groups(
-    store: Store, flusher: Flusher, groups: Timer, deliveries: Timer, patience: "Patience"
+    store: Store, flusher: Flusher, groups: Timer, deliveries: Timer, health: Health
 ) -> None:
     """Decide for groups as they become due."""
     while True:
-        now = await patience.until_done(store.now)
-        reasons = await patience.until_done(partial(flusher.flush, now))
+        now = await until_done(store.now, health)
+        reasons = await until_done(partial(flusher.flush, now), health)
         for reason, count in Tally(reasons).items():
             DECISIONS.labels(reason.value).inc(count)
         if any(reason.tells for reason in reasons):
             deliveries.ring()
         if not reasons:
-            await groups.wait(now, await patience.until_done(flusher.next_due))
+            await groups.wait(now, await until_done(flusher.next_due, health))
 
 
-async def keep_house(store: Store, settings: NotifierSettings, patience: "Patience") -> None:
+async def keep_house(store: Store, settings: NotifierSettings, health: Health) -> None:
     """Forget what is old, now and then."""
     while True:
-        now = await patience.until_done(store.now)
-        rows = await patience.until_done(
+        now = await until_done(store.now, health)
+        rows = await until_done(
             partial(
                 store.forget,
                 now,
                 ledger_retention=settings.ledger_retention,
                 inbox_retention=settings.inbox_retention,
-            )
+            ),
+            health,
         )
         log.debug("housekeeping", deleted=rows)
         await asyncio.sleep(HOUSEKEEPING_S)
-
-
-class Patience:
-    """Goes on with work that the database interrupts, and says in health what is waited for."""
-
-    def __init__(self, context: Context, server: str) -> None:
-        self._context = context
-        self._server = server
-
-    async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, tried again while the database is away. Raises all else."""
-        attempt = 0
-        while True:
-            try:
-                result = await work()
-                break
-            except database.ERRORS as error:
-                if verdict(error) is not Verdict.RETRY:
-                    raise
-                reason = f"{self._server}: {describe(error)}"
-                if self._context.health.waiting("database", reason):
-                    log.warning("waiting for the database", reason=reason)
-                await asyncio.sleep(backoff_s(attempt, most_s=MAX_PAUSE_S))
-                attempt += 1
-        if attempt:
-            self._context.health.ready("database")
-        return result

@@ -109,7 +109,7 @@ async def test_an_alert_reaches_inbox_webhook_and_mailbox_and_ends_there(place: 
                 await eventually(lambda: told(bodies) == ["firing", "resolved"], running.text, 60)
                 await eventually(lambda: len(mailbox.subjects) == 2, running.text)
                 await eventually(lambda: inbox(running) == ["resolved", "firing"], running.text)
-                assert states(running, "/v1/deliveries", "state") == ["sent"] * 6
+                await eventually(lambda: deliveries(running) == ["sent"] * 6, running.text)
                 assert states(running, "/v1/transitions", "to") == ["inactive", "firing"]
     finally:
         await asyncio.to_thread(controller.stop)
@@ -128,6 +128,10 @@ def told(bodies: list[dict[str, Any]]) -> list[str]:
 
 def states(running: Running, path: str, field: str) -> list[str]:
     return [item[field] for item in json.loads(running.get(path)[1])["items"]]
+
+
+def deliveries(running: Running) -> list[str]:
+    return states(running, "/v1/deliveries", "state")
 
 
 def inbox(running: Running) -> list[str]:

@@ -93,10 +93,11 @@ def test_processor_time_counts_children_those_that_ended_included() -> None:
     child = f"[sys.executable, '-c', {BUSY.format(0.2)!r}]"
     code = f"import subprocess, sys\nsubprocess.run({child})\nsys.stdin.read()"
     with spawn(code) as parent:
-        assert await_condition(lambda: cpu_s(parent.pid) >= 0.2, 20)
+        # The kernel counts in ticks of 10 ms, the child on a finer clock.
+        assert await_condition(lambda: cpu_s(parent.pid) >= 0.18, 20)
         assert await_condition(lambda: not psutil.Process(parent.pid).children(), 20)
         ended = cpu_s(parent.pid)
-        assert 0.2 <= ended < 10
+        assert 0.18 <= ended < 10
         assert cpu_s(parent.pid) >= ended
         parent.communicate()
 
