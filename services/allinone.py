@@ -24,9 +24,11 @@ from services.agent.settings import AgentSettings
 from services.api.settings import ApiSettings
 from services.bus import Bus
 from services.embedded import embedded_postgres, state_directory
+from services.evaluator.rules import load_rule_set
 from services.evaluator.settings import EvaluatorSettings
 from services.ingest.settings import IngestSettings
 from services.migrate import MigrateSettings, prepare
+from services.notifier.routing import load_routing
 from services.notifier.settings import NotifierSettings
 from services.runtime import READY, Context, Health, stop_on_signals, until_stopped
 from services.settings import DatabaseSettings, Settings, load
@@ -86,9 +88,12 @@ async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.enviro
 def _settings_of_parts(
     settings: UpSettings, home: Path, environ: Mapping[str, str]
 ) -> dict[str, Settings]:
-    """Every service's own settings, before anything is started. Raises DocumentError."""
+    """Every service's own settings and the documents that they name, before anything is started.
+
+    Raises DocumentError.
+    """
     flags = {"listen": settings.listen, "spool_directory": str(home / "spool")}
-    return {
+    own: dict[str, Settings] = {
         name: load(
             model,
             environ=environ,
@@ -96,6 +101,12 @@ def _settings_of_parts(
         )
         for name, (model, _) in PARTS.items()
     }
+    evaluator, notifier = own["evaluator"], own["notifier"]
+    assert isinstance(evaluator, EvaluatorSettings)
+    assert isinstance(notifier, NotifierSettings)
+    load_rule_set(evaluator.rules, builtin=evaluator.builtin_rules)
+    load_routing(notifier.routing_file)
+    return own
 
 
 def _with_database(settings: Settings, url: str) -> Settings:

@@ -139,3 +139,29 @@ async def test_real_servers_replace_the_embedded_ones(
     async with up(home, **servers) as running:
         await eventually(lambda: value(running, "node_load1") is not None, running.text)
     assert not (home / "postgres").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "told"),
+    [
+        (
+            "rules",
+            "groups:\n  - nmae: x\n",
+            ":2:5: groups[0].nmae: unknown key 'nmae'; did you mean",
+        ),
+        ("routing_file", "route: {receiver: nobody}\n", "receivers: missing; it is required"),
+    ],
+)
+async def test_a_bad_document_ends_it_before_anything_starts(
+    home: Path, setting: str, text: str, told: str
+) -> None:
+    document = home.parent / "document.yml"
+    document.write_text(text)
+    log = home.parent / "log"
+    async with vervet("up", log=log, home=str(home), **{setting: str(document)}) as running:
+        assert await running.ended() == 2
+    said = running.text()
+    assert f"{document}:" in said
+    assert told in said
+    assert "Traceback" not in said
+    assert not home.exists()
