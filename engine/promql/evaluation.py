@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from engine.promql import aggregations, functions, operators, windows
+from engine.promql import aggregations, functions, matching, operators, windows
 from engine.promql.blocks import Block, Floats, Instants
 from engine.promql.functions import Value
 from engine.promql.matchers import Matcher
@@ -158,7 +158,9 @@ def _binary(node: Binary, span: Span) -> Value:
     assert not isinstance(left, str)
     assert not isinstance(right, str)
     if isinstance(left, Table) and isinstance(right, Table):
-        return operators.between_vectors(node.op, left, right, node.matching, node.as_bool)
+        if node.op in operators.SET_OPERATORS:
+            return matching.set_operation(node.op, left, right, node.matching)
+        return matching.between_vectors(node.op, left, right, node.matching, node.as_bool)
     if isinstance(left, Table):
         assert isinstance(right, np.ndarray)
         return operators.with_scalar(node.op, left, right, swapped=False, as_bool=node.as_bool)

@@ -48,10 +48,16 @@ class Negate:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """How vectors are matched: `on` the listed labels only, or by all but them (`ignoring`)."""
+    """How vectors are matched: `on` the listed labels only, or by all but them (`ignoring`).
+
+    `many`: the side of which several series may match one of the other, from which `include` is
+    copied (group_left, group_right).
+    """
 
     on: bool = False
     labels: tuple[str, ...] = ()
+    many: Literal["left", "right"] | None = None
+    include: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

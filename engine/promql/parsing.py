@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import promql_parser as grammar
 
@@ -25,7 +25,7 @@ from engine.promql.nodes import (
     Selector,
     Text,
 )
-from engine.promql.operators import COMPARISONS, OPERATORS
+from engine.promql.operators import COMPARISONS
 
 MAX_QUERY_CHARS = 16_384
 """Longest expression. The largest of public dashboards have about 4,000 characters."""
@@ -140,24 +140,30 @@ def _range(tree: Any, depth: int) -> RangeSelector:
 
 
 def _binary(tree: Any, depth: int) -> Binary:
-    op = str(tree.op)
-    if op not in OPERATORS:
-        raise QueryError(f"operator `{op}` is not supported yet; supported: {' '.join(OPERATORS)}")
-    modifier = tree.modifier
+    op, modifier = str(tree.op), tree.modifier
     matching, as_bool = Matching(), False
     if modifier is not None:
         as_bool = modifier.return_bool
-        if str(modifier.card) != "VectorMatchCardinality.OneToOne":
-            raise QueryError("group_left and group_right are not supported yet")
         if modifier.fill_values.lhs is not None or modifier.fill_values.rhs is not None:
             raise QueryError("fill modifiers are not supported yet")
-        if modifier.matching is not None:
-            on = str(modifier.matching.type) == "LabelModifierType.Include"
-            matching = Matching(on, tuple(modifier.matching.labels))
+        matching = _matching(modifier)
     left, right = _node(tree.lhs, depth), _node(tree.rhs, depth)
     if op in COMPARISONS and not as_bool and kind(left) == kind(right) == "scalar":
         raise QueryError("comparisons between scalars must use BOOL modifier")
     return Binary(op, left, right, as_bool, matching)
+
+
+_MANY: dict[str, Literal["left", "right"]] = {"ManyToOne": "left", "OneToMany": "right"}
+
+
+def _matching(modifier: Any) -> Matching:
+    on, labels = False, ()
+    if modifier.matching is not None:
+        on = str(modifier.matching.type) == "LabelModifierType.Include"
+        labels = tuple(modifier.matching.labels)
+    card = str(modifier.card).removeprefix("VectorMatchCardinality.")
+    many = _MANY.get(card)
+    return Matching(on, labels, many, tuple(modifier.group_labels or ()) if many else ())
 
 
 def _aggregate(tree: Any, depth: int) -> Aggregate:

@@ -209,6 +209,69 @@ def test_a_match_that_is_not_unique_is_an_error() -> None:
         instant("cpus * on(host) free", 10, SIZES)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "free * on(host) group_left cpus",
+            {"{disk=1,host=a}": 40.0, "{disk=2,host=a}": 80.0},
+        ),
+        (
+            "cpus * on(host) group_right free",
+            {"{disk=1,host=a}": 40.0, "{disk=2,host=a}": 80.0},
+        ),
+        (
+            "cpus - ignoring(disk) group_right free",
+            {"{disk=1,host=a}": -6.0, "{disk=2,host=a}": -16.0},
+        ),
+        ("free > on(host) group_left cpus * 3", {"free{disk=2,host=a}": 20.0}),
+        (
+            'cpus * on(host) group_left(disk) free{disk="2"}',
+            {"{disk=2,host=a}": 80.0},
+        ),
+        ('free{disk="1"} * on(host) group_left(disk) cpus', {"{host=a}": 40.0}),
+    ],
+)
+def test_many_series_match_one_where_it_is_said(text: str, expected: dict[str, float]) -> None:
+    assert instant(text, 10, SIZES) == expected
+
+
+def test_a_grouping_that_makes_series_equal_is_an_error() -> None:
+    with pytest.raises(QueryError, match="grouping labels must ensure unique matches"):
+        instant("free * on(host) group_left(disk) cpus", 10, SIZES)
+    with pytest.raises(QueryError, match=r"match group \{host=.*on the left hand-side"):
+        instant("free * on(host) group_right cpus", 10, SIZES)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("free and size", ["free{disk=1,host=a}", "free{disk=2,host=a}"]),
+        ("free unless size", ["free{disk=1,host=b}"]),
+        ("cpus or free", ["cpus{host=a}", *(f"free{{disk={d},host=a}}" for d in "12")]),
+        ("free and on(host) cpus", ["free{disk=1,host=a}", "free{disk=2,host=a}"]),
+        ("free unless ignoring(disk) cpus", ["free{disk=1,host=b}"]),
+        ("free or on(host) cpus", [f"free{{disk={d},host=a}}" for d in "12"]),
+        ("cpus or nothing", ["cpus{host=a}"]),
+        ("nothing or cpus", ["cpus{host=a}"]),
+        ("free and nothing", []),
+        ("cpus unless nothing", ["cpus{host=a}"]),
+    ],
+)
+def test_set_operators_keep_samples_as_they_are(text: str, expected: list[str]) -> None:
+    found = instant(text, 10, SIZES)
+    both = {"free{disk=1,host=b}"} if " or " in text and "free" in text else set()
+    assert set(found) == {*expected} | both
+
+
+def test_a_set_operator_is_decided_at_each_step() -> None:
+    both = block([10, 20], {'x{a="1"}': [1, 2], 'y{a="1"}': [STALE, 5]})
+    ((_, at, values),) = (
+        parse("x unless y").range(10 * SECOND, 20 * SECOND, 10 * SECOND, Store(both)).series()
+    )
+    assert (list(at // SECOND), list(values)) == ([10], [1])
+
+
 def test_series_that_become_equal_by_losing_their_name_are_an_error() -> None:
     both = block([10], {"x": [1], "y": [2]})
     with pytest.raises(QueryError, match="same labelset"):
@@ -403,8 +466,6 @@ def test_selects_say_what_must_be_read() -> None:
         ("rate(x)", "expected type matrix"),
         ("x + ", "no expression|unexpected|invalid"),
         ("x[5m:1m]", "subqueries are not supported yet"),
-        ("x * on(a) group_left b", "group_left and group_right are not supported yet"),
-        ("x and y", "operator `and` is not supported yet"),
         ("topk(3, x)", "aggregation topk is not supported yet"),
         ("histogram_quantile(0.9, x)", "function histogram_quantile is not supported yet"),
         ('x{a="b" or c="d"}', "`or` between matchers is not supported yet"),

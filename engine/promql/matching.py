@@ -1,0 +1,211 @@
+"""Binary operators between two vectors: which series belong together, and what comes of them.
+
+Which columns match depends on labels alone, and is remembered with the columns; which of them are
+present differs from step to step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.promql.blocks import (
+    NAME,
+    Booleans,
+    Columns,
+    Floats,
+    Indexes,
+    Labels,
+    join_columns,
+)
+from engine.promql.errors import QueryError
+from engine.promql.formatting import format_labels
+from engine.promql.nodes import Matching
+from engine.promql.operators import ARITHMETIC, OPERATORS
+from engine.promql.tables import Table, empty_table, nameless, united
+
+Key = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Which columns of two tables belong together.
+
+    `many` and `one` are positions of the pairs' columns (None: all, as they stand). Several pairs
+    may share a group (`groups`), of which at most one may be present at a step: `ambiguous` says
+    that this can occur, or that several columns of the one side share a key.
+    """
+
+    many: Indexes | None
+    one: Indexes | None
+    groups: Indexes
+    ambiguous: bool
+    columns: Columns
+
+
+def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_bool: bool) -> Table:
+    """Two vectors, matched one to one or many to one. Raises QueryError where it is not unique."""
+    if not len(left.columns) or not len(right.columns):
+        return empty_table(len(left.values))
+    swapped = matching.many == "right"
+    many, one = (right, left) if swapped else (left, right)
+    drops_name = op in ARITHMETIC or as_bool
+    pairs = many.columns.remember(
+        ("pairs", one.columns, matching, drops_name),
+        lambda: _pair(many.columns, one.columns, matching, drops_name),
+    )
+    values, present = _taken(many, pairs.many)
+    one_values, one_present = _taken(one, pairs.one)
+    operands = (one_values, values) if swapped else (values, one_values)
+    result = OPERATORS[op](*operands)
+    present = present & one_present
+    if pairs.ambiguous:
+        _check_unique(one, many.present, matching)
+    if op in ARITHMETIC or as_bool:
+        values = result.astype(np.float64, copy=False)
+    else:
+        values = operands[0]
+        present = present & result.astype(np.bool_, copy=False)
+    if pairs.ambiguous:
+        _check_groups(present, pairs.groups, matching)
+    return united(Table(pairs.columns, values, present))
+
+
+def _taken(table: Table, indexes: Indexes | None) -> tuple[Floats, Booleans]:
+    """Values and presence of these columns."""
+    if indexes is None:
+        return table.values, table.present
+    return table.values[:, indexes], table.present[:, indexes]
+
+
+def _key(labels: Labels, matching: Matching) -> Key:
+    """The part of a label set by which vectors are matched."""
+    pairs = sorted(labels.items())
+    if matching.on:
+        return tuple(pair for pair in pairs if pair[0] in matching.labels)
+    return tuple(pair for pair in pairs if pair[0] != NAME and pair[0] not in matching.labels)
+
+
+def _keys(columns: Columns, matching: Matching) -> tuple[Key, ...]:
+    return columns.remember(
+        ("keys", matching.on, matching.labels),
+        lambda: tuple(_key(one, matching) for one in columns),
+    )
+
+
+def _pair(many: Columns, one: Columns, matching: Matching, drops_name: bool) -> _Pairs:
+    places: dict[Key, list[int]] = {}
+    for position, key in enumerate(_keys(one, matching)):
+        places.setdefault(key, []).append(position)
+    found = [
+        (position, other, key)
+        for position, key in enumerate(_keys(many, matching))
+        for other in places.get(key, ())
+    ]
+    columns = Columns(
+        [_result_labels(many[place], one[other], matching) for place, other, _ in found]
+    )
+    if drops_name and NAME not in matching.include:
+        columns = nameless(columns)
+    numbers: dict[object, int] = {}
+    groups = [
+        numbers.setdefault((key, identity) if matching.many else key, len(numbers))
+        for (_, _, key), identity in zip(found, columns.identities(), strict=True)
+    ]
+    several = len(numbers) < len(found) or any(len(members) > 1 for members in places.values())
+    return _Pairs(
+        _indexes([position for position, _, _ in found], len(many)),
+        _indexes([other for _, other, _ in found], len(one)),
+        np.array(groups, dtype=np.intp),
+        several,
+        columns,
+    )
+
+
+def _indexes(positions: list[int], width: int) -> Indexes | None:
+    return None if positions == list(range(width)) else np.array(positions, dtype=np.intp)
+
+
+def _result_labels(many: Labels, one: Labels, matching: Matching) -> Labels:
+    """Of a pair matched one to one: what they were matched by; else the many side's labels, with
+    those that group_left or group_right copies from the one side."""
+    if matching.many is None:
+        if matching.on:
+            return {name: many[name] for name in matching.labels if name in many}
+        return {name: value for name, value in many.items() if name not in matching.labels}
+    kept = {name: value for name, value in many.items() if name not in matching.include}
+    return kept | {name: one[name] for name in matching.include if one.get(name)}
+
+
+def _check_unique(one: Table, many: Booleans, matching: Matching) -> None:
+    """Raises QueryError where two series of the one side have one match key at one step."""
+    keys = _keys(one.columns, matching)
+    asked = one.present & many.any(axis=1, keepdims=True)
+    column = _doubled(asked, _numbered(keys))
+    if column is not None:
+        same = [place for place, key in enumerate(keys) if key == keys[column]]
+        shown = sorted(format_labels(one.columns[place]) for place in same)[:2]
+        side = "left" if matching.many == "right" else "right"
+        raise QueryError(
+            f"found duplicate series for the match group {format_labels(dict(keys[column]))} on"
+            f" the {side} hand-side of the operation: [{', '.join(shown)}];"
+            "many-to-many matching not allowed: matching labels must be unique on one side"
+        )
+
+
+def _check_groups(present: Booleans, groups: Indexes, matching: Matching) -> None:
+    """Raises QueryError where one match group gave two results at one step."""
+    if _doubled(present, groups) is None:
+        return
+    if matching.many is None:
+        raise QueryError(
+            "multiple matches for labels: many-to-one matching must be explicit"
+            " (group_left/group_right)"
+        )
+    raise QueryError("multiple matches for labels: grouping labels must ensure unique matches")
+
+
+def _numbered(keys: Sequence[Key]) -> Indexes:
+    numbers: dict[Key, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.intp)
+
+
+def _doubled(present: Booleans, groups: Indexes) -> int | None:
+    """A column of a group of which two columns are present at one step."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    if not len(starts):
+        return None
+    counts = np.add.reduceat(present[:, order], starts, axis=1, dtype=np.intp)
+    doubled = np.flatnonzero((counts > 1).any(axis=0))
+    return int(order[starts[doubled[0]]]) if len(doubled) else None
+
+
+def set_operation(op: str, left: Table, right: Table, matching: Matching) -> Table:
+    """and, or, unless: by whether the other vector has a series of the same key at that step."""
+    if op == "or":
+        added = right.present & ~_found(right.columns, left, matching)
+        columns = join_columns([left.columns, right.columns])
+        return united(
+            Table(
+                columns,
+                np.hstack([left.values, right.values]),
+                np.hstack([left.present, added]),
+            )
+        )
+    found = _found(left.columns, right, matching)
+    return Table(left.columns, left.values, left.present & (found if op == "and" else ~found))
+
+
+def _found(columns: Columns, other: Table, matching: Matching) -> Booleans:
+    """(steps, columns): whether `other` has a present series with the column's key."""
+    keys = _keys(columns, matching)
+    found = np.zeros((len(other.values), len(keys)), dtype=np.bool_)
+    places: dict[Key, list[int]] = {}
+    for position, key in enumerate(_keys(other.columns, matching)):
+        places.setdefault(key, []).append(position)
+    known = {key: other.present[:, members].any(axis=1) for key, members in places.items()}
+    for position, key in enumerate(keys):
+        if key in known:
+            found[:, position] = known[key]
+    return found
