@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,3 +153,21 @@ def plain_database_url(stack: Stack) -> Iterator[str]:
 def own_database(stack: Stack) -> Database:
     """A PostgreSQL for this test alone, to kill and freeze; its url is an empty database."""
     return stack.own_database()
+
+
+@pytest.fixture(scope="session")
+def promtool(stack: Stack) -> Path:
+    """Prometheus' own tool, from Debian's package."""
+    return stack.peer("promtool")
+
+
+@pytest.fixture(scope="session")
+def amtool(stack: Stack) -> Path:
+    """Alertmanager's own tool, from Debian's package."""
+    return stack.peer("amtool")
+
+
+@pytest.fixture(scope="session")
+def node_exporter(stack: Stack) -> Path:
+    """node_exporter, from Debian's package."""
+    return stack.peer("prometheus-node-exporter")

@@ -11,6 +11,7 @@ from tests.stack import choice, containers, debian, trees
 from tests.stack.broker import Broker
 from tests.stack.choice import Facts, Kind, Server, Unavailable
 from tests.stack.database import Database, with_database
+from tests.stack.peers import peer
 from tests.stack.process import Keeper, Process, Say, free_port
 from tests.stack.settings import ROLE
 
@@ -38,6 +39,10 @@ class Stack:
         self._say = say
         self._database_settings = database_settings
         self._servers: dict[str, Broker | Database] = {}
+
+    def peer(self, name: str) -> Path:
+        """A program of others that judges ours (peers.py)."""
+        return peer(name, self._environ, self._say)
 
     def broker(self) -> Broker:
         """The RabbitMQ that all tests share."""

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import threading
 import urllib.request
@@ -316,16 +315,13 @@ def test_names_types_and_labels_are_node_exporters() -> None:
 
 
 @pytest.fixture
-def node_exporter() -> Iterator[str]:
+def exporter_page(node_exporter: Path) -> Iterator[str]:
     """The metrics page of a real node_exporter with upstream's defaults."""
-    program = shutil.which("prometheus-node-exporter")
-    if program is None:
-        pytest.skip("prometheus-node-exporter is not on the PATH")
     port = free_port()
     arguments = [f"--collector.{name}" for name in PORTED + PORTED_TOO]
     process = subprocess.Popen(
         [
-            program,
+            node_exporter,
             f"--web.listen-address=127.0.0.1:{port}",
             "--collector.disable-defaults",
             # Debian's package changes these two defaults.
@@ -351,9 +347,9 @@ def fetch(url: str) -> str:
         return ""
 
 
-async def test_live_values_are_those_of_a_real_node_exporter(node_exporter: str) -> None:
-    await eventually(lambda: bool(fetch(node_exporter)))
-    page = fetch(node_exporter)
+async def test_live_values_are_those_of_a_real_node_exporter(exporter_page: str) -> None:
+    await eventually(lambda: bool(fetch(exporter_page)))
+    page = fetch(exporter_page)
     ours: dict[str, float] = {}
     for name in PORTED + PORTED_TOO:
         ours |= read(Host(), name)

@@ -1,8 +1,6 @@
 """Rule files: what is accepted, what is refused and how, and the built-in rules."""
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -132,10 +130,9 @@ def test_the_built_in_rules_are_on_unless_turned_off() -> None:
     assert load_rule_set([], builtin=False).rules == ()
 
 
-def test_the_built_in_rules_pass_promtool_apart_from_our_own_keys(tmp_path: Path) -> None:
-    promtool = os.environ.get("VERVET_TEST_PROMTOOL") or shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: prometheus)")
+def test_the_built_in_rules_pass_promtool_apart_from_our_own_keys(
+    promtool: Path, tmp_path: Path
+) -> None:
     yaml = YAML(typ="safe")
     document: Any = yaml.load(BUILTIN)
     count = 0
