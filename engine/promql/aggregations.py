@@ -1,95 +1,145 @@
-"""Aggregations over the series of a vector, step by step, as reductions of sorted columns."""
+"""Aggregations that make one series of each group, as reductions of sorted columns.
+
+Those that select among the group's series stand in selections.py.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from engine.promql.blocks import NAME, Booleans, Columns, Floats, Indexes, Labels
-from engine.promql.tables import Table, empty_table
+from engine.promql import statistics
+from engine.promql.blocks import Booleans, Columns, Floats, Indexes, Labels
+from engine.promql.errors import QueryError
+from engine.promql.formatting import format_value
+from engine.promql.grouping import grouped
+from engine.promql.tables import Table, empty_table, join_tables, united
+
+MAX_VALUES = 100_000
+"""Different values that count_values may make series of."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Groups:
-    """Columns sorted by group (`order`), where each group begins, and the groups' label sets."""
+class Sorted(NamedTuple):
+    """Columns sorted by group. counts: (steps, groups), present series; starts: (groups,)."""
 
-    order: Indexes | None
+    values: Floats
+    present: Booleans
+    counts: Indexes
     starts: Indexes
-    columns: Columns
+
+    def spread(self, cells: Floats) -> Floats:
+        """A value of each group at each of its columns."""
+        return np.repeat(cells, np.diff(self.starts, append=self.values.shape[1]), axis=1)
 
 
 def aggregate(op: str, table: Table, *, without: bool, labels: tuple[str, ...]) -> Table:
     """One series per group of equal labels; a group without a present series has no result."""
     if not len(table.columns):
         return empty_table(len(table.values))
-    groups = table.columns.remember(
-        ("group", without, labels), lambda: _group(table.columns, without, labels)
-    )
-    values, present = table.values, table.present
-    if groups.order is not None:
-        values, present = values[:, groups.order], present[:, groups.order]
+    groups = grouped(table.columns, without, labels)
+    values, present = groups.sorted(table)
     counts = np.add.reduceat(present, groups.starts, axis=1, dtype=np.intp)
-    result = AGGREGATIONS[op](values, present, counts, groups.starts)
+    result = REDUCTIONS[op](Sorted(values, present, counts, groups.starts))
     return Table(groups.columns, result, counts > 0)
 
 
-def _group(columns: Columns, without: bool, labels: tuple[str, ...]) -> _Groups:
-    dropped = {*labels, NAME}
-    places: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    kept: list[Labels] = []
-    for position, one in enumerate(columns):
-        if without:
-            label_set = {name: value for name, value in one.items() if name not in dropped}
-        else:
-            label_set = {name: one[name] for name in labels if one.get(name)}
-        members = places.setdefault(tuple(sorted(label_set.items())), [])
-        if not members:
-            kept.append(label_set)
-        members.append(position)
-    order = [position for members in places.values() for position in members]
-    sizes = [len(members) for members in places.values()]
-    return _Groups(
-        None if order == sorted(order) else np.array(order, dtype=np.intp),
-        np.cumsum([0, *sizes[:-1]], dtype=np.intp),
-        Columns(kept),
-    )
+def quantile(ratio: Floats, table: Table, *, without: bool, labels: tuple[str, ...]) -> Table:
+    """The quantile of each group at each step. ratio: (steps,)."""
+    if not len(table.columns):
+        return empty_table(len(table.values))
+    groups = grouped(table.columns, without, labels)
+    values = np.empty((len(ratio), len(groups.columns)))
+    present = np.zeros(values.shape, dtype=np.bool_)
+    for place, members in enumerate(groups.members(len(table.columns))):
+        here = table.present[:, members]
+        values[:, place] = statistics.quantile(table.values[:, members], here, ratio)
+        present[:, place] = here.any(axis=1)
+    return Table(groups.columns, values, present)
 
 
-Reduction = Callable[[Floats, Booleans, Indexes, Indexes], Floats]
+def count_values(label: str, table: Table, *, without: bool, labels: tuple[str, ...]) -> Table:
+    """How many series of each group have each value, which becomes the label's."""
+    labels = (*labels, label) if without else tuple(name for name in labels if name != label)
+    if not len(table.columns):
+        return empty_table(len(table.values))
+    groups = grouped(table.columns, without, labels)
+    tables = [
+        _counted(label, table, members, group)
+        for members, group in zip(groups.members(len(table.columns)), groups.columns, strict=True)
+    ]
+    return united(join_tables(tables, len(table.values)))
 
 
-def _sum(values: Floats, present: Booleans, counts: Indexes, starts: Indexes) -> Floats:
-    if not present.all():
-        values = np.where(present, values, 0.0)
-    return np.asarray(np.add.reduceat(values, starts, axis=1))
+def _counted(label: str, table: Table, members: Indexes, group: Labels) -> Table:
+    present = table.present[:, members]
+    steps, _ = present.nonzero()
+    found, which = np.unique(table.values[:, members][present], return_inverse=True)
+    if len(found) > MAX_VALUES:
+        raise QueryError(f"count_values of {len(found)} different values; at most {MAX_VALUES}")
+    shape = (len(present), len(found))
+    cells = np.bincount(steps * len(found) + which, minlength=shape[0] * shape[1]).reshape(shape)
+    columns = Columns([{**group, label: format_value(value)} for value in found.tolist()])
+    return Table(columns, cells.astype(np.float64), cells > 0)
 
 
-def _avg(values: Floats, present: Booleans, counts: Indexes, starts: Indexes) -> Floats:
-    size = np.maximum(counts, 1)
-    means = _sum(values, present, counts, starts) / size
+def _sum(group: Sorted) -> Floats:
+    values = group.values if group.present.all() else np.where(group.present, group.values, 0.0)
+    sums = np.asarray(np.add.reduceat(values, group.starts, axis=1))
+    if (values < 0).any():
+        sizes = np.add.reduceat(np.abs(values), group.starts, axis=1)
+        ends = np.append(group.starts[1:], values.shape[1])
+        for place in np.flatnonzero((lost := statistics.cancelled(sums, sizes)).any(axis=0)):
+            steps = lost[:, place]
+            terms = values[steps, group.starts[place] : ends[place]]
+            sums[steps, place] = statistics.compensated_sum(terms)
+    return sums
+
+
+def _avg(group: Sorted) -> Floats:
+    size = np.maximum(group.counts, 1)
+    means = _sum(group) / size
     if np.isinf(means).any():
-        sizes = np.diff(starts, append=values.shape[1])
-        shares = _sum(values / np.repeat(size, sizes, axis=1), present, counts, starts)
+        shares = _sum(group._replace(values=group.values / group.spread(size)))
         means = np.where(np.isinf(means), shares, means)
-    return np.asarray(means)
+    return means
 
 
-def _min(values: Floats, present: Booleans, counts: Indexes, starts: Indexes) -> Floats:
-    return np.asarray(np.fmin.reduceat(np.where(present, values, np.nan), starts, axis=1))
+def _min(group: Sorted) -> Floats:
+    values = np.where(group.present, group.values, np.nan)
+    return np.asarray(np.fmin.reduceat(values, group.starts, axis=1))
 
 
-def _max(values: Floats, present: Booleans, counts: Indexes, starts: Indexes) -> Floats:
-    return np.asarray(np.fmax.reduceat(np.where(present, values, np.nan), starts, axis=1))
+def _max(group: Sorted) -> Floats:
+    values = np.where(group.present, group.values, np.nan)
+    return np.asarray(np.fmax.reduceat(values, group.starts, axis=1))
 
 
-def _count(values: Floats, present: Booleans, counts: Indexes, starts: Indexes) -> Floats:
-    return counts.astype(np.float64)
+def _count(group: Sorted) -> Floats:
+    return group.counts.astype(np.float64)
 
 
-AGGREGATIONS: dict[str, Reduction] = {
+def _group(group: Sorted) -> Floats:
+    return np.ones(group.counts.shape)
+
+
+def _stdvar(group: Sorted) -> Floats:
+    distances = group.values - group.spread(_avg(group))
+    squares = np.where(group.present, distances * distances, 0.0)
+    sums = np.add.reduceat(squares, group.starts, axis=1)
+    return np.asarray(sums / np.maximum(group.counts, 1))
+
+
+def _stddev(group: Sorted) -> Floats:
+    return np.sqrt(_stdvar(group))
+
+
+REDUCTIONS: dict[str, Callable[[Sorted], Floats]] = {
     "sum": _sum,
     "avg": _avg,
     "min": _min,
     "max": _max,
     "count": _count,
+    "group": _group,
+    "stddev": _stddev,
+    "stdvar": _stdvar,
 }

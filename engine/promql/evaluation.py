@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from engine.promql import aggregations, functions, matching, operators, windows
+from engine.promql import aggregations, functions, matching, operators, selections, windows
 from engine.promql.blocks import Block, Floats, Instants
 from engine.promql.functions import Value
 from engine.promql.matchers import Matcher
@@ -62,7 +62,11 @@ def selects_of(node: Node, start_us: int, end_us: int, lookback_us: int) -> Iter
             yield _select(node, start_us, end_us, lookback_us, newest=True)
         case RangeSelector(selector, range_us):
             yield _select(selector, start_us, end_us, range_us, newest=False)
-        case Negate(operand) | Aggregate(_, operand):
+        case Negate(operand):
+            yield from selects_of(operand, start_us, end_us, lookback_us)
+        case Aggregate(_, operand, _, _, parameter):
+            if parameter is not None:
+                yield from selects_of(parameter, start_us, end_us, lookback_us)
             yield from selects_of(operand, start_us, end_us, lookback_us)
         case Binary(_, left, right):
             yield from selects_of(left, start_us, end_us, lookback_us)
@@ -134,7 +138,16 @@ def _selector(node: Selector, span: Span) -> Table:
 def _aggregate(node: Aggregate, span: Span) -> Table:
     table = evaluate(node.operand, span)
     assert isinstance(table, Table)
-    return aggregations.aggregate(node.op, table, without=node.without, labels=node.labels)
+    without, labels = node.without, node.labels
+    if node.parameter is None:
+        return aggregations.aggregate(node.op, table, without=without, labels=labels)
+    parameter = evaluate(node.parameter, span)
+    if isinstance(parameter, str):
+        return aggregations.count_values(parameter, table, without=without, labels=labels)
+    assert isinstance(parameter, np.ndarray)
+    if node.op == "quantile":
+        return aggregations.quantile(parameter, table, without=without, labels=labels)
+    return selections.select(node.op, table, parameter, without=without, labels=labels)
 
 
 def _call(node: Call, span: Span) -> Value:

@@ -73,12 +73,13 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """An aggregation by the listed labels, or without them."""
+    """An aggregation by the listed labels, or without them. `parameter`: how many, or which."""
 
     op: str
     operand: "Node"
     without: bool = False
     labels: tuple[str, ...] = ()
+    parameter: "Node | None" = None
 
 
 @dataclass(frozen=True, slots=True)

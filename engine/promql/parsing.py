@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import promql_parser as grammar
 
-from engine.promql import aggregations, functions, windows
+from engine.promql import functions, windows
 from engine.promql.blocks import NAME
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher, MatchOp
@@ -167,15 +167,12 @@ def _matching(modifier: Any) -> Matching:
 
 
 def _aggregate(tree: Any, depth: int) -> Aggregate:
-    op = str(tree.op)
-    if op not in aggregations.AGGREGATIONS:
-        supported = ", ".join(aggregations.AGGREGATIONS)
-        raise QueryError(f"aggregation {op} is not supported yet; supported: {supported}")
     without, labels = False, ()
     if tree.modifier is not None:
         without = str(tree.modifier.type) == "AggModifierType.Without"
         labels = tuple(tree.modifier.labels)
-    return Aggregate(op, _node(tree.expr, depth), without, labels)
+    parameter = None if tree.param is None else _node(tree.param, depth)
+    return Aggregate(str(tree.op), _node(tree.expr, depth), without, labels, parameter)
 
 
 def _call(tree: Any, depth: int) -> Call:

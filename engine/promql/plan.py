@@ -121,8 +121,9 @@ class Parser:
         match node:
             case Negate(inner):
                 node = replace(node, operand=self._shared(inner))
-            case Aggregate(_, inner):
-                node = replace(node, operand=self._shared(inner))
+            case Aggregate(_, inner, _, _, parameter):
+                shared = None if parameter is None else self._shared(parameter)
+                node = replace(node, operand=self._shared(inner), parameter=shared)
             case Binary(_, left, right):
                 node = replace(node, left=self._shared(left), right=self._shared(right))
             case Call(_, arguments):

@@ -305,6 +305,87 @@ def test_aggregations_group_by_labels(text: str, expected: dict[str, float]) -> 
     assert instant(text, 10, SIZES) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stddev(free)", {"{}": pytest.approx(math.sqrt(200 / 3))}),
+        ("stdvar by (host) (free)", {"{host=a}": 25.0, "{host=b}": 0.0}),
+        ("group by (host) (free)", {"{host=a}": 1.0, "{host=b}": 1.0}),
+        ("quantile(0.25, free)", {"{}": 15.0}),
+        ("quantile by (host) (2, free)", {"{host=a}": math.inf, "{host=b}": math.inf}),
+        ("quantile(-1, free)", {"{}": -math.inf}),
+        ('count_values("v", size)', {"{v=100}": 3.0}),
+        (
+            'count_values by (disk) ("v", free / 4)',
+            {"{disk=1,v=2.5}": 1.0, "{disk=2,v=5}": 1.0, "{disk=1,v=7.5}": 1.0},
+        ),
+        ('count_values without (disk) ("host", cpus)', {"{host=4}": 1.0}),
+        ("topk(1, free)", {"free{disk=1,host=b}": 30.0}),
+        ("topk(2, free)", {"free{disk=1,host=b}": 30.0, "free{disk=2,host=a}": 20.0}),
+        ("bottomk(1, free)", {"free{disk=1,host=a}": 10.0}),
+        (
+            "topk by (host) (1, free)",
+            {"free{disk=2,host=a}": 20.0, "free{disk=1,host=b}": 30.0},
+        ),
+        ("topk(0.9, free)", {}),
+        ("topk(-1, free)", {}),
+        ("topk(scalar(cpus) - 3, free)", {"free{disk=1,host=b}": 30.0}),
+        ("limitk(1, free)", {"free{disk=1,host=a}": 10.0}),
+        ("count(limitk(2, free))", {"{}": 2.0}),
+        ("limit_ratio(0, free)", {}),
+        ("count(limit_ratio(1, free))", {"{}": 3.0}),
+        ("count(limit_ratio(0.3, free) or limit_ratio(-0.7, free))", {"{}": 3.0}),
+        ("limit_ratio(0.3, free) and limit_ratio(-0.7, free)", {}),
+        ("topk(1, nothing)", {}),
+        ("quantile(0.5, nothing)", {}),
+        ('count_values("v", nothing)', {}),
+    ],
+)
+def test_aggregations_with_a_parameter_and_of_spread(text: str, expected: dict[str, float]) -> None:
+    assert instant(text, 10, SIZES) == expected
+
+
+def test_an_instant_answer_of_topk_stands_in_the_order_of_values() -> None:
+    some = block([10], {f'x{{n="{n}"}}': [value] for n, value in enumerate((3, math.nan, 9, 5))})
+    assert list(instant("topk(9, x)", 10, some)) == [f"x{{n={n}}}" for n in (2, 3, 0, 1)]
+    assert list(instant("bottomk(9, x)", 10, some)) == [f"x{{n={n}}}" for n in (0, 3, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("topk(0/0, load)", "Parameter value is NaN"),
+        ("topk(1e20, load)", "overflows int64"),
+        ("bottomk(-1e20, load)", "underflows int64"),
+    ],
+)
+def test_a_count_that_is_no_number_of_series_is_an_error(text: str, reason: str) -> None:
+    with pytest.raises(QueryError, match=reason):
+        instant(text, 30, LOAD)
+
+
+def test_topk_chooses_at_each_step_among_what_is_present() -> None:
+    some = block([10, 20], {'x{n="1"}': [5, STALE], 'x{n="2"}': [1, 2]})
+    query = parse("topk(1, x)")
+    matrix = query.range(10 * SECOND, 20 * SECOND, 10 * SECOND, Store(some))
+    assert {show(one): list(values) for one, _, values in matrix.series()} == {
+        "x{n=1}": [5.0],
+        "x{n=2}": [2.0],
+    }
+
+
+def test_a_quantile_counts_nan_as_the_smallest() -> None:
+    some = block([10], {f'x{{n="{n}"}}': [v] for n, v in enumerate((math.nan, 1, 2))})
+    assert instant("quantile(0.5, x)", 10, some) == {"{}": 1.0}
+    assert math.isnan(instant("quantile(0, x)", 10, some)["{}"])
+    assert math.isnan(instant("quantile(0/0, x)", 10, some)["{}"])
+
+
+def test_a_sum_keeps_what_is_small_beside_what_cancels() -> None:
+    some = block([10], {f'x{{n="{n}"}}': [v] for n, v in enumerate((1e100, 1, -1e100))})
+    assert instant("sum(x)", 10, some) == {"{}": 1.0}
+
+
 def test_min_and_max_skip_nan_and_sum_does_not() -> None:
     some = block([10], {'x{a="1"}': [math.nan], 'x{a="2"}': [3]})
     assert instant("min(x)", 10, some) == {"{}": 3.0}
@@ -466,7 +547,6 @@ def test_selects_say_what_must_be_read() -> None:
         ("rate(x)", "expected type matrix"),
         ("x + ", "no expression|unexpected|invalid"),
         ("x[5m:1m]", "subqueries are not supported yet"),
-        ("topk(3, x)", "aggregation topk is not supported yet"),
         ("histogram_quantile(0.9, x)", "function histogram_quantile is not supported yet"),
         ('x{a="b" or c="d"}', "`or` between matchers is not supported yet"),
         ("1 > 2", "comparisons between scalars must use BOOL modifier"),
