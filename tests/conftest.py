@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.stack.broker import Broker
 from tests.stack.choice import Unavailable
 from tests.stack.database import Database
 from tests.stack.session import Stack
+
+# A busy machine is no reason to fail, and a failure in CI must be there again at the next try.
+settings.register_profile(
+    "vervet",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+)
+settings.load_profile("vervet")
 
 BROKER_FIXTURES = {"broker_server", "broker_url", "own_broker"}
 DATABASE_FIXTURES = {
