@@ -7,9 +7,9 @@ matrix = query.range(start_us, end_us, step_us, blocks)
 
 from engine.promql.blocks import NAME, Block, Columns
 from engine.promql.errors import QueryError
-from engine.promql.evaluation import Blocks, Select
 from engine.promql.matchers import Matcher, MatchOp, matches, matching_columns
 from engine.promql.plan import DEFAULT_LOOKBACK, Moment, Parser, Query, parse
+from engine.promql.reading import Blocks, Select
 from engine.promql.results import Matrix, Result, Scalar, Vector
 
 __all__ = [

@@ -1,15 +1,22 @@
 """Walks a tree of nodes over a list of steps: blocks of samples in, a table out, no I/O."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.promql import aggregations, functions, matching, operators, selections, windows
+from engine.promql import (
+    aggregations,
+    functions,
+    matching,
+    operators,
+    reading,
+    selections,
+    windows,
+)
 from engine.promql.blocks import Block, Floats, Instants
 from engine.promql.functions import Value
-from engine.promql.matchers import Matcher
 from engine.promql.nodes import (
     Aggregate,
     Binary,
@@ -19,90 +26,45 @@ from engine.promql.nodes import (
     Number,
     RangeSelector,
     Selector,
+    Subquery,
     Text,
 )
+from engine.promql.reading import Blocks, Bounds
 from engine.promql.tables import Table
-
-
-class Select(NamedTuple):
-    """What must be read: samples of matching series, start_us < at <= end_us; more is no harm."""
-
-    matchers: tuple[Matcher, ...]
-    start_us: int
-    end_us: int
-    newest: bool = False
-    """Of each series only the newest sample at or before each step counts, not all of them."""
-
-
-class Blocks(Protocol):
-    """Where blocks come from: a dict, or a store's own view of its memory."""
-
-    def __getitem__(self, select: Select, /) -> Sequence[Block]: ...
+from schemas.values import ABSENT
 
 
 class Span(NamedTuple):
-    """The steps of a query, what it looks back, the blocks it reads, and what is known already.
+    """The steps of a query, their bounds, the blocks it reads, and what is known already.
 
     `known` holds the value of each node that was evaluated, by the node's identity; None where
     nothing is shared, so that no intermediate result outlives its use.
     """
 
     steps: Instants
-    start_us: int
-    end_us: int
-    lookback_us: int
+    bounds: Bounds
     blocks: Blocks
     known: dict[int, Value] | None
 
 
-def selects_of(node: Node, start_us: int, end_us: int, lookback_us: int) -> Iterator[Select]:
-    """What the selectors of a tree read for steps from start to end, in the order of the text."""
-    match node:
-        case Selector():
-            yield _select(node, start_us, end_us, lookback_us, newest=True)
-        case RangeSelector(selector, range_us):
-            yield _select(selector, start_us, end_us, range_us, newest=False)
-        case Negate(operand):
-            yield from selects_of(operand, start_us, end_us, lookback_us)
-        case Aggregate(_, operand, _, _, parameter):
-            if parameter is not None:
-                yield from selects_of(parameter, start_us, end_us, lookback_us)
-            yield from selects_of(operand, start_us, end_us, lookback_us)
-        case Binary(_, left, right):
-            yield from selects_of(left, start_us, end_us, lookback_us)
-            yield from selects_of(right, start_us, end_us, lookback_us)
-        case Call(_, arguments):
-            for argument in arguments:
-                yield from selects_of(argument, start_us, end_us, lookback_us)
-        case _:
-            return
+def samples_of(node: RangeSelector | Subquery, span: Span) -> Sequence[Block]:
+    """The samples that a range selector selects, or the results of a subquery, as blocks."""
+    if isinstance(node, RangeSelector):
+        return span.blocks[reading.select_range(node, span.bounds)]
+    bounds = reading.within(node, span.bounds)
+    steps = reading.subquery_steps(node, bounds)
+    if not len(steps):
+        return []
+    table = evaluate(node.operand, Span(steps, bounds, span.blocks, None))
+    assert isinstance(table, Table)
+    plain = np.where(np.isnan(table.values), np.nan, table.values)
+    return [Block(table.columns, steps, np.where(table.present, plain, ABSENT))]
 
 
-def _select(
-    selector: Selector, start_us: int, end_us: int, window_us: int, *, newest: bool
-) -> Select:
-    if selector.pinned is not None:
-        pinned = selector.pinned
-        at = {"start": start_us, "end": end_us}[pinned] if isinstance(pinned, str) else pinned
-        start_us = end_us = at
-    offset = selector.offset_us
-    return Select(selector.matchers, start_us - offset - window_us, end_us - offset, newest)
-
-
-def steps_of(selector: Selector, span: Span) -> Instants:
-    """The instants at which a selector is read, by its offset and `@`."""
-    if selector.pinned is None:
-        return span.steps - selector.offset_us if selector.offset_us else span.steps
-    pinned = selector.pinned
-    if isinstance(pinned, str):
-        pinned = span.start_us if pinned == "start" else span.end_us
-    return np.full(len(span.steps), pinned - selector.offset_us, dtype=np.int64)
-
-
-def samples_of(node: RangeSelector, span: Span) -> Sequence[Block]:
-    """The blocks of a range selector."""
-    selector, range_us = node.selector, node.range_us
-    return span.blocks[_select(selector, span.start_us, span.end_us, range_us, newest=False)]
+def window_ends(node: RangeSelector | Subquery, span: Span) -> Instants:
+    """Where the window of a range selector or subquery ends at each step."""
+    selector = node.selector if isinstance(node, RangeSelector) else node
+    return reading.steps_of(selector, span.steps, span.bounds)
 
 
 def evaluate(node: Node, span: Span) -> Value:
@@ -131,8 +93,9 @@ def _number(node: Number, span: Span) -> Floats:
 
 
 def _selector(node: Selector, span: Span) -> Table:
-    select = _select(node, span.start_us, span.end_us, span.lookback_us, newest=True)
-    return windows.newest(span.blocks[select], steps_of(node, span), span.lookback_us)
+    bounds = span.bounds
+    blocks = span.blocks[reading.select_newest(node, bounds)]
+    return windows.newest(blocks, reading.steps_of(node, span.steps, bounds), bounds.lookback_us)
 
 
 def _aggregate(node: Aggregate, span: Span) -> Table:
@@ -151,10 +114,9 @@ def _aggregate(node: Aggregate, span: Span) -> Table:
 
 
 def _call(node: Call, span: Span) -> Value:
-    arguments = node.arguments
-    if arguments and isinstance(arguments[0], RangeSelector):
-        return _windowed(node.function, arguments[0], span)
-    values = [evaluate(argument, span) for argument in arguments]
+    if node.function in windows.FUNCTIONS:
+        return _windowed(node, span)
+    values = [evaluate(argument, span) for argument in node.arguments]
     return functions.FUNCTIONS[node.function](span.steps, values)
 
 
@@ -182,11 +144,21 @@ def _binary(node: Binary, span: Span) -> Value:
     return operators.between_scalars(node.op, left, right)
 
 
-def _windowed(function: str, argument: RangeSelector, span: Span) -> Table:
-    blocks = samples_of(argument, span)
-    steps = steps_of(argument.selector, span)
-    table = windows.over_windows(blocks, steps, argument.range_us, windows.FUNCTIONS[function])
-    return table if function in windows.KEEPS_NAME else table.without_name()
+def _windowed(node: Call, span: Span) -> Table:
+    parameters = []
+    for argument in node.arguments:
+        if isinstance(argument, RangeSelector | Subquery):
+            selected = argument
+        else:
+            parameters.append(np.asarray(evaluate(argument, span), dtype=np.float64))
+    table = windows.over_windows(
+        samples_of(selected, span),
+        window_ends(selected, span),
+        selected.range_us,
+        windows.FUNCTIONS[node.function],
+        parameters,
+    )
+    return table if node.function in windows.KEEPS_NAME else table.without_name()
 
 
 _EVALUATORS: dict[type[Node], Callable[[Any, Span], Value]] = {

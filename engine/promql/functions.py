@@ -103,3 +103,6 @@ FUNCTIONS: dict[str, Function] = {
     "vector": _of_number,
     "scalar": _to_number,
 }
+
+READS_TIME = frozenset({"time"})
+"""Functions whose result changes with the instant, whatever their argument."""

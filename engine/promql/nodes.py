@@ -40,6 +40,20 @@ class RangeSelector:
 
 
 @dataclass(frozen=True, slots=True)
+class Subquery:
+    """An expression's values over the last `range_us`, at multiples of `step_us` (0: the default).
+
+    `offset_us` and `pinned` as in Selector.
+    """
+
+    operand: "Node"
+    range_us: int
+    step_us: int = 0
+    offset_us: int = 0
+    pinned: int | Literal["start", "end"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Negate:
     """Unary minus."""
 
@@ -90,4 +104,21 @@ class Call:
     arguments: tuple["Node", ...]
 
 
-Node: TypeAlias = Number | Text | Selector | RangeSelector | Negate | Binary | Aggregate | Call
+Node: TypeAlias = (
+    Number | Text | Selector | RangeSelector | Subquery | Negate | Binary | Aggregate | Call
+)
+
+
+def parts(node: Node) -> tuple[Node, ...]:
+    """The expressions that a node is made of, in the order of the text."""
+    match node:
+        case RangeSelector(inner) | Subquery(inner) | Negate(inner):
+            return (inner,)
+        case Binary(_, left, right):
+            return (left, right)
+        case Aggregate(_, operand, _, _, parameter):
+            return (operand,) if parameter is None else (parameter, operand)
+        case Call(_, arguments):
+            return arguments
+        case _:
+            return ()

@@ -23,6 +23,7 @@ from engine.promql.nodes import (
     Number,
     RangeSelector,
     Selector,
+    Subquery,
     Text,
 )
 from engine.promql.operators import COMPARISONS
@@ -106,11 +107,8 @@ def _node(tree: Any, depth: int) -> Node:
         return _node(tree.expr, depth + 1)
     convert = _CONVERTERS.get(name)
     if convert is None:
-        raise QueryError(f"{_WORDS.get(name, name)} are not supported yet")
+        raise QueryError(f"{name} is not supported")
     return convert(tree, depth + 1)
-
-
-_WORDS = {"SubqueryExpr": "subqueries"}
 
 
 def _selector(tree: Any, depth: int) -> Selector:
@@ -137,6 +135,16 @@ def _microseconds(span: timedelta | None) -> int:
 
 def _range(tree: Any, depth: int) -> RangeSelector:
     return RangeSelector(_selector(tree.vector_selector, depth), _microseconds(tree.range))
+
+
+def _subquery(tree: Any, depth: int) -> Subquery:
+    return Subquery(
+        _node(tree.expr, depth),
+        _microseconds(tree.range),
+        _microseconds(tree.step),
+        _microseconds(tree.offset),
+        _pinned(tree.at),
+    )
 
 
 def _binary(tree: Any, depth: int) -> Binary:
@@ -190,6 +198,7 @@ _CONVERTERS: dict[str, Callable[[Any, int], Node]] = {
     "UnaryExpr": lambda tree, depth: Negate(_node(tree.expr, depth)),
     "VectorSelector": _selector,
     "MatrixSelector": _range,
+    "SubqueryExpr": _subquery,
     "BinaryExpr": _binary,
     "AggregateExpr": _aggregate,
     "Call": _call,
@@ -203,7 +212,7 @@ def kind(node: Node) -> Kind:
             return "scalar"
         case Text():
             return "string"
-        case RangeSelector():
+        case RangeSelector() | Subquery():
             return "matrix"
         case Negate(operand):
             return kind(operand)

@@ -7,17 +7,19 @@ import numpy as np
 
 from engine.promql.blocks import cell_bits, distinct_blocks
 from engine.promql.errors import QueryError
-from engine.promql.evaluation import (
-    Blocks,
-    Select,
-    Span,
-    evaluate,
-    samples_of,
-    selects_of,
-    steps_of,
+from engine.promql.evaluation import Span, evaluate, samples_of, window_ends
+from engine.promql.nodes import (
+    Aggregate,
+    Binary,
+    Call,
+    Kind,
+    Negate,
+    Node,
+    RangeSelector,
+    Subquery,
 )
-from engine.promql.nodes import Aggregate, Binary, Call, Kind, Negate, Node, RangeSelector
 from engine.promql.parsing import kind, parse_tree
+from engine.promql.reading import Blocks, Select, bounds_of, selects_of
 from engine.promql.results import Matrix, Result, Scalar, matrix_of, vector_of
 from engine.promql.tables import Table, join_tables
 from schemas.values import ABSENT_BITS, STALE_BITS
@@ -46,7 +48,7 @@ class Query:
 
     def selects(self, start_us: int, end_us: int) -> list[Select]:
         """What must be read for steps from start to end (equal for an instant query)."""
-        found = selects_of(self.tree, start_us, end_us, self.lookback_us)
+        found = selects_of(self.tree, bounds_of(start_us, end_us, self.lookback_us))
         return list(dict.fromkeys(found))
 
     def instant(self, at_us: int, blocks: Blocks) -> Result:
@@ -66,9 +68,8 @@ class Query:
             )
         steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
         with np.errstate(all="ignore"):
-            value = evaluate(
-                self.tree, Span(steps, start_us, end_us, self.lookback_us, blocks, None)
-            )
+            bounds = bounds_of(start_us, end_us, self.lookback_us)
+            value = evaluate(self.tree, Span(steps, bounds, blocks, None))
         if isinstance(value, np.ndarray):
             return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
         assert isinstance(value, Table)
@@ -91,18 +92,19 @@ class Moment:
 
     def __init__(self, at_us: int, blocks: Blocks, lookback_us: int) -> None:
         steps = np.array([at_us], dtype=np.int64)
-        self._span = Span(steps, at_us, at_us, lookback_us, blocks, {})
+        self._span = Span(steps, bounds_of(at_us, at_us, lookback_us), blocks, {})
 
     def answer(self, query: Query) -> Result:
         """The query's answer. Raises QueryError where the data forbids it."""
         span = self._span
-        if isinstance(query.tree, RangeSelector):
-            return _samples(query.tree, span)
+        if isinstance(query.tree, RangeSelector | Subquery):
+            with np.errstate(all="ignore"):
+                return _samples(query.tree, span)
         with np.errstate(all="ignore"):
             value = evaluate(query.tree, span)
         if isinstance(value, Table):
-            return vector_of(value, span.start_us)
-        return value if isinstance(value, str) else Scalar(span.start_us, float(value[0]))
+            return vector_of(value, span.bounds.start_us)
+        return value if isinstance(value, str) else Scalar(span.bounds.start_us, float(value[0]))
 
 
 class Parser:
@@ -119,7 +121,7 @@ class Parser:
 
     def _shared(self, node: Node) -> Node:
         match node:
-            case Negate(inner):
+            case Negate(inner) | Subquery(inner):
                 node = replace(node, operand=self._shared(inner))
             case Aggregate(_, inner, _, _, parameter):
                 shared = None if parameter is None else self._shared(parameter)
@@ -131,10 +133,10 @@ class Parser:
         return self._nodes.setdefault(node, node)
 
 
-def _samples(node: RangeSelector, span: Span) -> Matrix:
-    """The samples of a range selector as they are, stale markers left out."""
+def _samples(node: RangeSelector | Subquery, span: Span) -> Matrix:
+    """The samples of a range selector or subquery as they are, stale markers left out."""
     blocks = distinct_blocks(samples_of(node, span))
-    end = int(steps_of(node.selector, span)[0])
+    end = int(window_ends(node, span)[0])
     every = [b.at[(b.at > end - node.range_us) & (b.at <= end)] for b in blocks]
     at = np.unique(np.concatenate(every)) if every else np.empty(0, dtype=np.int64)
     tables = []

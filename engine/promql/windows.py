@@ -75,12 +75,17 @@ class Windows(NamedTuple):
         return self.high - self.low
 
 
-WindowFunction = Callable[[Windows], tuple[Floats, Booleans]]
-"""Gives (values (steps, columns), present (steps,)): a series has a result where present."""
+WindowFunction = Callable[..., tuple[Floats, Booleans]]
+"""Takes Windows and the function's other arguments, each (steps,); gives (values (steps, columns),
+present (steps,)): a series has a result where present."""
 
 
 def over_windows(
-    blocks: Sequence[Block], steps: Instants, range_us: int, function: WindowFunction
+    blocks: Sequence[Block],
+    steps: Instants,
+    range_us: int,
+    function: WindowFunction,
+    parameters: Sequence[Floats] = (),
 ) -> Table:
     """`function` of each series' window at each step. Metric names are kept; drop them after."""
     tables = []
@@ -90,7 +95,7 @@ def over_windows(
         for indexes, at, cells in dense_parts(block, keep_stale=False):
             low = at.searchsorted(steps - range_us, side="right")
             high = at.searchsorted(steps, side="right")
-            found, there = function(Windows(at, cells, low, high, steps, range_us))
+            found, there = function(Windows(at, cells, low, high, steps, range_us), *parameters)
             if indexes is None:
                 values = found
                 present[:] = there[:, None]

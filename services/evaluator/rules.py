@@ -16,14 +16,16 @@ from pydantic import AfterValidator, field_validator
 
 from engine.alerting import AlertRule
 from engine.promql import Matcher, Parser, Query, QueryError, parse
+from engine.promql.functions import READS_TIME
 from engine.promql.nodes import (
     Aggregate,
     Binary,
     Call,
-    Negate,
     Node,
     RangeSelector,
     Selector,
+    Subquery,
+    parts,
 )
 from engine.promql.parsing import kind
 from engine.templates import Template, TemplateError, parse_template
@@ -111,29 +113,25 @@ def _crossing(node: Node) -> str | None:
         case Binary(_, left, right, _, matching) if kind(left) == kind(right) == "vector":
             if ("instance" in matching.labels) != matching.on:
                 return "vectors of several instances are matched; match on (instance) as well"
-        case Call("scalar" | "vector" as function):
+        case Call("scalar" | "vector" | "absent" | "absent_over_time" as function):
             return f"{function}() loses the instance, which is not supported in rules yet"
-        case Selector(_, offset_us, pinned):
+        case Selector(_, offset_us, pinned) | Subquery(_, _, _, offset_us, pinned) if (
+            pinned is not None or offset_us < 0 or timedelta(microseconds=offset_us) > MAX_WINDOW
+        ):
             if pinned is not None or offset_us < 0:
                 return "@ and negative offsets are not possible in rules evaluated on arrival"
-            if timedelta(microseconds=offset_us) > MAX_WINDOW:
-                return "an offset of more than 1d is not supported in rules yet"
-        case RangeSelector(_, range_us) if timedelta(microseconds=range_us) > MAX_WINDOW:
+            return "an offset of more than 1d is not supported in rules yet"
+        case RangeSelector(_, range_us) | Subquery(_, range_us) if (
+            timedelta(microseconds=range_us) > MAX_WINDOW
+        ):
             return "a range of more than 1d is not supported in rules yet"
     return None
 
 
 def _nodes(node: Node) -> Iterable[Node]:
     yield node
-    match node:
-        case RangeSelector(inner) | Negate(inner) | Aggregate(_, inner):
-            yield from _nodes(inner)
-        case Binary(_, left, right):
-            yield from _nodes(left)
-            yield from _nodes(right)
-        case Call(_, arguments):
-            for argument in arguments:
-                yield from _nodes(argument)
+    for part in parts(node):
+        yield from _nodes(part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +251,7 @@ def _loaded(key: str, rule: Rule, parser: Parser) -> LoadedRule:
         Need(select.matchers, -select.start_us, select.newest and select.end_us == 0)
         for select in query.selects(0, 0)
     )
-    reads_time = any(isinstance(n, Call) and n.function == "time" for n in _nodes(query.tree))
+    reads_time = any(isinstance(n, Call) and n.function in READS_TIME for n in _nodes(query.tree))
     return LoadedRule(alert, query, None, needs, reads_time)
 
 

@@ -532,6 +532,56 @@ def test_a_range_selector_gives_the_samples_themselves() -> None:
     assert found == {"x{}": [20], "y{}": [10, 20]}
 
 
+RAMP = block(range(0, 601, 10), {"r": [float(n) for n in range(61)]})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_over_time(r[1m:20s])", 60.0),
+        ("min_over_time(r[1m:20s])", 56.0),  # 560 s: the window is open on its left
+        ("count_over_time(r[1m:20s])", 3.0),
+        ("count_over_time(r[3m:])", 3.0),
+        ("sum_over_time((r * 2)[40s:20s] offset 1m)", 2 * (54 + 52)),
+        ("max_over_time(rate(r[20s])[2m:10s])", 0.1),
+        ("max_over_time(max_over_time(r[20s:10s])[1m:30s] offset -20s)", 60.0),
+        ("max_over_time(r[1m:10s] @ 100)", 10.0),
+        ("max_over_time((r @ 100)[1m:10s])", 10.0),
+        ("max_over_time((r @ end())[1m:10s] offset 5m)", 60.0),
+        ("max_over_time((r @ start() offset 1m)[1m:10s] @ 50)", 54.0),
+    ],
+)
+def test_a_subquery_evaluates_at_multiples_of_its_step(text: str, expected: float) -> None:
+    assert list(instant(text, 600, RAMP).values()) == [pytest.approx(expected)]
+
+
+def test_a_subquery_alone_gives_its_samples() -> None:
+    result = parse("(r * 2)[25s:10s]").instant(605 * SECOND, Store(RAMP))
+    assert isinstance(result, Matrix)
+    ((labels, at, values),) = result.series()
+    assert (labels, list(at // SECOND), list(values)) == ({}, [590, 600], [118, 120])
+
+
+def test_a_subquery_of_a_range_query_equals_those_of_its_instants() -> None:
+    query = parse("sum_over_time(delta(r[30s])[1m:20s] offset 10s) + avg_over_time(r[50s:])")
+    matrix = query.range(100 * SECOND, 600 * SECOND, 35 * SECOND, Store(RAMP))
+    ((_, at, values),) = matrix.series()
+    single = [instant(query.text, float(t / SECOND), RAMP)["{}"] for t in at]
+    assert len(at) == 12
+    assert list(values) == pytest.approx(single)
+
+
+def test_a_subquery_of_too_many_steps_is_refused() -> None:
+    with pytest.raises(QueryError, match="at most 1000000"):
+        instant("max_over_time(r[10y:1ms])", 600, RAMP)
+
+
+def test_a_subquery_reads_all_samples_that_its_steps_see() -> None:
+    (select,) = parse("max_over_time(x[10m:1m] offset 2m)").selects(0, 0)
+    assert (select.start_us, select.end_us) == (-17 * MINUTE, -2 * MINUTE)
+    assert not select.newest
+
+
 def test_selects_say_what_must_be_read() -> None:
     query = parse("rate(x[1m] offset 1m) + y + rate(x[1m] offset 1m)")
     first, second = query.selects(600 * SECOND, 900 * SECOND)
@@ -546,7 +596,6 @@ def test_selects_say_what_must_be_read() -> None:
         ("rat(x[5m])", "unknown function with name 'rat'; nearest: rate"),
         ("rate(x)", "expected type matrix"),
         ("x + ", "no expression|unexpected|invalid"),
-        ("x[5m:1m]", "subqueries are not supported yet"),
         ("histogram_quantile(0.9, x)", "function histogram_quantile is not supported yet"),
         ('x{a="b" or c="d"}', "`or` between matchers is not supported yet"),
         ("1 > 2", "comparisons between scalars must use BOOL modifier"),
