@@ -76,7 +76,7 @@ groups:
         ("alert: A\nexpr: rate(x[2d])", "a range of more than 1d"),
         ("alert: A\nexpr: max_over_time(x[2d:])", "a range of more than 1d"),
         ("alert: A\nexpr: max_over_time((x @ 5)[1m:])", "@ and negative offsets"),
-        ("alert: A\nexpr: sum(x) > on() group_right y", "keep the label: sum by (instance)"),
+        ("alert: A\nexpr: sum(x) > on() group_right y", "match on (instance) as well"),
         ("alert: A\nexpr: x\nlabels: {instance: b}", "instance is the source's own label"),
         ("alert: A\nexpr: x\nlabels: {a-b: c}", "expected a label name"),
         (
