@@ -11,6 +11,7 @@ from engine.promql import (
     functions,
     matching,
     operators,
+    over_time,
     reading,
     selections,
     windows,
@@ -114,8 +115,10 @@ def _aggregate(node: Aggregate, span: Span) -> Table:
 
 
 def _call(node: Call, span: Span) -> Value:
-    if node.function in windows.FUNCTIONS:
+    if node.function in over_time.FUNCTIONS:
         return _windowed(node, span)
+    if node.function in _OF_NODES:
+        return _OF_NODES[node.function](node.arguments[0], span)
     values = [evaluate(argument, span) for argument in node.arguments]
     return functions.FUNCTIONS[node.function](span.steps, values)
 
@@ -145,21 +148,59 @@ def _binary(node: Binary, span: Span) -> Value:
 
 
 def _windowed(node: Call, span: Span) -> Table:
+    table = _over_windows(node.function, node.arguments, span)
+    return table if node.function in over_time.KEEPS_NAME else table.without_name()
+
+
+def _over_windows(function: str, arguments: Sequence[Node], span: Span) -> Table:
+    """A function over a window, metric names kept."""
     parameters = []
-    for argument in node.arguments:
+    for argument in arguments:
         if isinstance(argument, RangeSelector | Subquery):
             selected = argument
         else:
             parameters.append(np.asarray(evaluate(argument, span), dtype=np.float64))
-    table = windows.over_windows(
+    return windows.over_windows(
         samples_of(selected, span),
         window_ends(selected, span),
         selected.range_us,
-        windows.FUNCTIONS[node.function],
+        over_time.FUNCTIONS[function],
+        span.steps,
         parameters,
     )
-    return table if node.function in windows.KEEPS_NAME else table.without_name()
 
+
+def _absent(argument: Node, span: Span) -> Table:
+    table = evaluate(argument, span)
+    assert isinstance(table, Table)
+    return functions.absence(table, argument)
+
+
+def _absent_over_time(argument: Node, span: Span) -> Table:
+    assert isinstance(argument, RangeSelector | Subquery)
+    table = _over_windows("present_over_time", [argument], span)
+    inner = argument.selector if isinstance(argument, RangeSelector) else argument
+    return functions.absence(table, inner)
+
+
+def _timestamp(argument: Node, span: Span) -> Table:
+    """Of a selector, when its samples were taken; of anything else, the instant itself."""
+    if isinstance(argument, Selector):
+        blocks = span.blocks[reading.select_newest(argument, span.bounds)]
+        steps = reading.steps_of(argument, span.steps, span.bounds)
+        return windows.instants_of_newest(blocks, steps, span.bounds.lookback_us).without_name()
+    table = evaluate(argument, span)
+    assert isinstance(table, Table)
+    now = np.broadcast_to((span.steps / windows.SECOND_US)[:, None], table.values.shape)
+    return Table(table.columns, now, table.present).without_name()
+
+
+_OF_NODES: dict[str, Callable[[Node, Span], Table]] = {
+    "absent": _absent,
+    "absent_over_time": _absent_over_time,
+    "timestamp": _timestamp,
+}
+"""Functions of which it matters what expression their argument is."""
 
 _EVALUATORS: dict[type[Node], Callable[[Any, Span], Value]] = {
     Number: _number,

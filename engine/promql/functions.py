@@ -4,12 +4,17 @@ To add one: write it as a function of (steps, arguments) and enter it in FUNCTIO
 numbers of arguments are the parser's business.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from engine.promql.blocks import Columns, Floats, Instants
-from engine.promql.tables import Table
+from engine.promql import dates, histograms, relabeling, selections
+from engine.promql.blocks import NAME, Columns, Floats, Instants
+from engine.promql.formatting import format_value
+from engine.promql.matchers import MatchOp
+from engine.promql.nodes import Node, Selector
+from engine.promql.tables import Table, join_tables, united
 
 Value = Table | Floats | str
 """What an expression gives over some steps: a vector, a number at each step, or a text."""
@@ -85,6 +90,102 @@ def _to_number(steps: Instants, arguments: Sequence[Value]) -> Floats:
     return np.where(table.present.sum(axis=1) == 1, chosen, np.nan)
 
 
+def _pi(steps: Instants, arguments: Sequence[Value]) -> Floats:
+    return np.full(len(steps), math.pi)
+
+
+def _date(name: str) -> Function:
+    """A part of the date of each value, or of the instant."""
+
+    def applied(steps: Instants, arguments: Sequence[Value]) -> Table:
+        now = _of_number(steps, [_time(steps, ())])
+        table = _vector(arguments[0]) if arguments else now
+        return Table(table.columns, dates.part(name, table.values), table.present).without_name()
+
+    return applied
+
+
+def _sorted(op: str) -> Function:
+    """Order by value, which only the answer at one instant has; NaN last."""
+
+    def applied(steps: Instants, arguments: Sequence[Value]) -> Table:
+        table = _vector(arguments[0])
+        if len(steps) > 1:
+            return table
+        every = np.full(1, len(table.columns), dtype=np.float64)
+        return selections.select(op, table, every, without=False, labels=())
+
+    return applied
+
+
+def _sorted_by_label(*, descending: bool) -> Function:
+    """Order by labels, which only the answer at one instant has."""
+
+    def applied(steps: Instants, arguments: Sequence[Value]) -> Table:
+        table = _vector(arguments[0])
+        if len(steps) > 1:
+            return table
+        names = [_text(name) for name in arguments[1:]]
+        order = relabeling.label_order(table.columns, names, descending=descending)
+        columns = Columns([table.columns[place] for place in order])
+        return Table(columns, table.values[:, order], table.present[:, order])
+
+    return applied
+
+
+def _text(value: Value) -> str:
+    assert isinstance(value, str)
+    return value
+
+
+def _label_replace(steps: Instants, arguments: Sequence[Value]) -> Table:
+    table, target, template, source, pattern = arguments
+    return relabeling.label_replace(
+        _vector(table), _text(target), _text(template), _text(source), _text(pattern)
+    )
+
+
+def _label_join(steps: Instants, arguments: Sequence[Value]) -> Table:
+    return relabeling.label_join(_vector(arguments[0]), *[_text(one) for one in arguments[1:]])
+
+
+def _histogram_quantile(steps: Instants, arguments: Sequence[Value]) -> Table:
+    return histograms.estimated(_vector(arguments[1]), histograms.quantile, _scalar(arguments[0]))
+
+
+def _histogram_quantiles(steps: Instants, arguments: Sequence[Value]) -> Table:
+    """One series per quantile, told apart by a label. The quantile of the last step names it."""
+    label, tables = _text(arguments[1]), []
+    for ratio in map(_scalar, arguments[2:]):
+        found = histograms.estimated(_vector(arguments[0]), histograms.quantile, ratio)
+        shown = format_value(float(ratio[-1]))
+        shown += "" if "." in shown or not shown[-1].isdigit() else ".0"  # as in OpenMetrics
+        tables.append(histograms.labelled(found, label, shown))
+    return united(join_tables(tables, len(steps)))
+
+
+def _histogram_fraction(steps: Instants, arguments: Sequence[Value]) -> Table:
+    lower, upper = _scalar(arguments[0]), _scalar(arguments[1])
+    return histograms.estimated(_vector(arguments[2]), histograms.fraction, lower, upper)
+
+
+def absence(table: Table, argument: Node) -> Table:
+    """1 at the steps at which a vector has no series. Its labels: what the selector, if it is one,
+    requires to be equal, once."""
+    labels: dict[str, str] = {}
+    seen: set[str] = set()
+    for one in argument.matchers if isinstance(argument, Selector) else ():
+        if one.name == NAME:
+            continue
+        if one.op is MatchOp.EQUAL and one.name not in seen and one.value:
+            labels[one.name] = one.value
+            seen.add(one.name)
+        else:
+            labels.pop(one.name, None)
+    missing = np.logical_not(table.present.any(axis=1, keepdims=True))
+    return Table(Columns([labels]), np.ones(missing.shape), missing)
+
+
 FUNCTIONS: dict[str, Function] = {
     "abs": _elementwise(np.abs),
     "ceil": _elementwise(np.ceil),
@@ -99,10 +200,33 @@ FUNCTIONS: dict[str, Function] = {
     "clamp": _clamp,
     "clamp_min": _clamp_min,
     "clamp_max": _clamp_max,
+    **{
+        name: _elementwise(getattr(np, "arc" + name[1:] if name[0] == "a" else name))
+        for name in (
+            *("sin", "cos", "tan", "asin", "acos", "atan"),
+            *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        )
+    },
+    "deg": _elementwise(np.degrees),
+    "rad": _elementwise(np.radians),
+    "pi": _pi,
+    **{name: _date(name) for name in dates.PARTS},
+    "sort": _sorted("bottomk"),
+    "sort_desc": _sorted("topk"),
+    "sort_by_label": _sorted_by_label(descending=False),
+    "sort_by_label_desc": _sorted_by_label(descending=True),
+    "label_replace": _label_replace,
+    "label_join": _label_join,
+    "histogram_quantile": _histogram_quantile,
+    "histogram_quantiles": _histogram_quantiles,
+    "histogram_fraction": _histogram_fraction,
     "time": _time,
     "vector": _of_number,
     "scalar": _to_number,
 }
 
-READS_TIME = frozenset({"time"})
-"""Functions whose result changes with the instant, whatever their argument."""
+SCALARS = frozenset({"time", "scalar", "pi"})
+"""Functions that give a number, not a vector."""
+
+READS_TIME = frozenset({"time", "timestamp", *dates.PARTS})
+"""Functions whose result may change with the instant, whatever their argument."""

@@ -4,11 +4,12 @@ import difflib
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 import promql_parser as grammar
 
-from engine.promql import functions, windows
+from engine.promql import functions, over_time
 from engine.promql.blocks import NAME
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher, MatchOp
@@ -38,7 +39,12 @@ MAX_OPERATORS = 300
 """Operators in one expression. promql-parser takes 1.6 KiB of stack for each in a row; a thread has
 8 MiB, or as little as 1 MiB."""
 
-FUNCTION_NAMES = sorted({*functions.FUNCTIONS, *windows.FUNCTIONS})
+FUNCTION_NAMES = frozenset(
+    {*functions.FUNCTIONS, *over_time.FUNCTIONS, "absent", "absent_over_time", "timestamp"}
+)
+NATIVE_HISTOGRAMS = frozenset(
+    f"histogram_{word}" for word in ("avg", "count", "sum", "stddev", "stdvar")
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MATCH_OPS = {
     "MatchOp.Equal": MatchOp.EQUAL,
@@ -51,7 +57,20 @@ _MATCH_OPS = {
 def parse_tree(text: str) -> Node:
     """The tree of an expression. Raises QueryError, in bounded time and stack."""
     _check_size(text)
+    _know_former_names()
     return _node(_native(lambda: grammar.parse(text)), 0)
+
+
+@lru_cache(maxsize=1)
+def _know_former_names() -> None:
+    """Has the grammar take what Prometheus 2 called double_exponential_smoothing."""
+    matrix, scalar, vector = (
+        grammar.ValueType.Matrix,
+        grammar.ValueType.Scalar,
+        grammar.ValueType.Vector,
+    )
+    former = grammar.Function("holt_winters", [matrix, scalar, scalar], vector)
+    grammar.register_extra_functions([former])
 
 
 def _native(call: Callable[[], Any]) -> Any:
@@ -95,7 +114,7 @@ def _explained(message: str) -> str:
     unknown = re.search(r"unknown function with name '(.*)'", message)
     if not unknown:
         return message
-    near = difflib.get_close_matches(unknown[1], FUNCTION_NAMES, 1, 0.5)
+    near = difflib.get_close_matches(unknown[1], sorted(FUNCTION_NAMES), 1, 0.5)
     return message + (f"; nearest: {near[0]}" if near else "")
 
 
@@ -185,10 +204,9 @@ def _aggregate(tree: Any, depth: int) -> Aggregate:
 
 def _call(tree: Any, depth: int) -> Call:
     name = tree.func.name
-    if name not in functions.FUNCTIONS and name not in windows.FUNCTIONS:
-        raise QueryError(
-            f"function {name} is not supported yet; supported: " + ", ".join(FUNCTION_NAMES)
-        )
+    if name not in FUNCTION_NAMES:
+        reason = "native histograms are" if name in NATIVE_HISTOGRAMS else "it is"
+        raise QueryError(f"function {name}() is not supported: {reason} not built")
     return Call(name, tuple(_node(argument, depth) for argument in tree.args))
 
 
@@ -219,6 +237,6 @@ def kind(node: Node) -> Kind:
         case Binary(_, left, right):
             return "vector" if "vector" in (kind(left), kind(right)) else "scalar"
         case Call(function):
-            return "scalar" if function in ("time", "scalar") else "vector"
+            return "scalar" if function in functions.SCALARS else "vector"
         case _:
             return "vector"

@@ -19,16 +19,24 @@ from engine.promql.blocks import (
     dense_parts,
     distinct_blocks,
 )
+from engine.promql.errors import QueryError
 from engine.promql.tables import Table, join_tables
 from schemas.values import ABSENT_BITS, STALE_BITS
 
 SECOND_US = 1_000_000
+
+MAX_CELLS = 50_000_000
+"""Values of one table: 400 MB, as many as Prometheus lets a query load."""
+
+GATHERED_CELLS = 1_000_000
+"""Values that are copied at once for functions that need a window as a whole: 8 MB."""
 
 
 def newest(blocks: Sequence[Block], steps: Instants, lookback_us: int) -> Table:
     """Each series' newest sample at each step, unless it is older than the lookback or stale."""
     tables = []
     for block in distinct_blocks(blocks):
+        _check_size(block, steps)
         if len(steps) == 1 and block.at[-1] <= steps[0] and len(block.at) == 1:
             tables.append(_newest_of_row(block, steps, lookback_us))
             continue
@@ -57,10 +65,31 @@ def _newest_of_row(block: Block, steps: Instants, lookback_us: int) -> Table:
     return Table(block.columns, block.values, present)
 
 
+def instants_of_newest(blocks: Sequence[Block], steps: Instants, lookback_us: int) -> Table:
+    """When each series' newest sample was taken, in seconds; present as in `newest`."""
+    timed = []
+    for block in distinct_blocks(blocks):
+        bits = cell_bits(block.values)
+        gone = (bits == ABSENT_BITS) | (bits == STALE_BITS)
+        instants = np.broadcast_to(_seconds(block.at)[:, None], gone.shape)
+        timed.append(Block(block.labels, block.at, np.where(gone, block.values, instants)))
+    return newest(timed, steps, lookback_us)
+
+
+def _check_size(block: Block, steps: Instants) -> None:
+    """Raises QueryError where a table of the block's series at the steps would be too large."""
+    if len(steps) * len(block.labels) > MAX_CELLS:
+        raise QueryError(
+            f"{len(block.labels)} series at {len(steps)} steps are more than {MAX_CELLS} values;"
+            " narrow the selector, or use a longer step"
+        )
+
+
 class Windows(NamedTuple):
     """Samples without holes, and for each step the rows [low, high) that its window holds.
 
     at: (rows,); values: (rows, columns); low, high, ends: (steps,); range_us: width of a window.
+    steps: the instants of evaluation, from which `ends` differ by an offset or `@`.
     """
 
     at: Instants
@@ -69,10 +98,30 @@ class Windows(NamedTuple):
     high: Indexes
     ends: Instants
     range_us: int
+    steps: Instants
 
     @property
     def counts(self) -> Indexes:
         return self.high - self.low
+
+    @property
+    def first(self) -> Indexes:
+        """The first row of each window; any row where it is empty."""
+        return np.minimum(self.low, len(self.at) - 1)
+
+    @property
+    def last(self) -> Indexes:
+        """The last row of each window; any row where it is empty."""
+        return np.maximum(self.high - 1, 0)
+
+    def some(self, places: Indexes) -> "Windows":
+        """The windows of these steps only."""
+        return self._replace(
+            low=self.low[places],
+            high=self.high[places],
+            ends=self.ends[places],
+            steps=self.steps[places],
+        )
 
 
 WindowFunction = Callable[..., tuple[Floats, Booleans]]
@@ -82,20 +131,27 @@ present (steps,)): a series has a result where present."""
 
 def over_windows(
     blocks: Sequence[Block],
-    steps: Instants,
+    ends: Instants,
     range_us: int,
     function: WindowFunction,
+    steps: Instants,
     parameters: Sequence[Floats] = (),
 ) -> Table:
-    """`function` of each series' window at each step. Metric names are kept; drop them after."""
+    """`function` of each series' window at each step. Metric names are kept; drop them after.
+
+    ends: where each step's window ends. parameters: the function's other arguments.
+    """
     tables = []
     for block in distinct_blocks(blocks):
+        _check_size(block, steps)
         shape = (len(steps), len(block.labels))
         values, present = np.empty(shape), np.zeros(shape, dtype=np.bool_)
         for indexes, at, cells in dense_parts(block, keep_stale=False):
-            low = at.searchsorted(steps - range_us, side="right")
-            high = at.searchsorted(steps, side="right")
-            found, there = function(Windows(at, cells, low, high, steps, range_us), *parameters)
+            low = at.searchsorted(ends - range_us, side="right")
+            high = at.searchsorted(ends, side="right")
+            found, there = function(
+                Windows(at, cells, low, high, ends, range_us, steps), *parameters
+            )
             if indexes is None:
                 values = found
                 present[:] = there[:, None]
@@ -106,141 +162,27 @@ def over_windows(
     return join_tables(tables, len(steps))
 
 
-def _first_row(windows: Windows) -> Indexes:
-    return np.minimum(windows.low, len(windows.at) - 1)
+def _seconds(instants: Instants) -> Floats:
+    return instants / SECOND_US
 
 
-def _last_row(windows: Windows) -> Indexes:
-    return np.maximum(windows.high - 1, 0)
+Gathered = Callable[..., Floats]
+"""Takes (cells (windows, columns, rows), at (windows, rows) in seconds after the window's step, and
+the function's other arguments, each (windows,)); gives (windows, columns)."""
 
 
-def _seconds(span_us: Instants) -> Floats:
-    return span_us / SECOND_US
-
-
-def extrapolated(windows: Windows, *, counter: bool, per_second: bool) -> tuple[Floats, Booleans]:
-    """rate, increase (counter) and delta: the change over the window, extrapolated to its ends.
-
-    Prometheus 3, promql/functions.go, extrapolatedRate.
-    """
-    first, last = _first_row(windows), _last_row(windows)
-    counts = windows.counts
-    start = windows.values[first]
-    change = windows.values[last] - start
-    if counter:
-        change = _with_resets(windows, first, last, change)
-    covered, before, after = _reach(windows, first, last, counts)
-    if counter:
-        to_zero = covered * (start / change)
-        limited = (change > 0) & (start >= 0) & (to_zero < before)
-        before = np.where(limited, to_zero, before)
-    factor = (covered + before + after) / covered
-    if per_second:
-        factor = factor / (windows.range_us / SECOND_US)
-    return change * factor, counts >= 2
-
-
-def _reach(
-    windows: Windows, first: Indexes, last: Indexes, counts: Indexes
-) -> tuple[Floats, Floats, Floats]:
-    """Seconds between a window's samples, and how far before and after them it is extrapolated.
-
-    Each (steps, 1): to the window's end, or by half an interval where that is too far away.
-    """
-    begin, end = windows.at[first], windows.at[last]
-    covered = _seconds(end - begin)
-    before = _seconds(begin - (windows.ends - windows.range_us))
-    after = _seconds(windows.ends - end)
-    gap = covered / np.maximum(counts - 1, 1)
-    far, half = gap * 1.1, gap / 2
-    before = np.where(before >= far, half, before)
-    after = np.where(after >= far, half, after)
-    return covered[:, None], before[:, None], after[:, None]
-
-
-def _with_resets(windows: Windows, first: Indexes, last: Indexes, change: Floats) -> Floats:
-    """The change plus what counters had reached when they began anew within each window."""
-    values = windows.values
-    fell = values[1:] < values[:-1]
-    if not fell.any():
-        return change
-    sums = np.zeros(values.shape)
-    np.cumsum(np.where(fell, values[:-1], 0.0), axis=0, out=sums[1:])
-    return np.asarray(change + (sums[last] - sums[first]))
-
-
-def between_last_two(windows: Windows, *, counter: bool) -> tuple[Floats, Booleans]:
-    """irate (counter: per second, resets heeded) and idelta (plain difference)."""
-    last = _last_row(windows)
-    previous = np.maximum(last - 1, 0)
-    enough = windows.counts >= 2
-    end, start = windows.values[last], windows.values[previous]
-    if not counter:
-        return end - start, enough
-    change = np.where(end < start, end, end - start)
-    return change / _seconds(windows.at[last] - windows.at[previous])[:, None], enough
-
-
-def _reduced(windows: Windows, ufunc: np.ufunc) -> Floats:
-    """`ufunc` over the rows of each window; windows may overlap. An empty one gives any row."""
-    padded = np.vstack([windows.values, windows.values[-1:]])
-    bounds = np.stack([windows.low, windows.high], axis=1).ravel()
-    return np.asarray(ufunc.reduceat(padded, bounds, axis=0)[::2])
-
-
-def _some(windows: Windows) -> Booleans:
-    return windows.counts > 0
-
-
-def sum_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Sum of the window's samples."""
-    return _reduced(windows, np.add), _some(windows)
-
-
-def avg_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Mean of the window's samples; where their sum overflows, the sum of their shares."""
-    counts = np.maximum(windows.counts, 1)[:, None]
-    means = _reduced(windows, np.add) / counts
-    for step in np.flatnonzero(np.isinf(means).any(axis=1) & _some(windows)):
-        rows = windows.values[windows.low[step] : windows.high[step]]
-        means[step] = np.where(np.isinf(means[step]), (rows / len(rows)).sum(axis=0), means[step])
-    return means, _some(windows)
-
-
-def min_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Least sample of the window; NaN only where all are."""
-    return _reduced(windows, np.fmin), _some(windows)
-
-
-def max_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Greatest sample of the window; NaN only where all are."""
-    return _reduced(windows, np.fmax), _some(windows)
-
-
-def count_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Number of samples in the window."""
+def gathered(windows: Windows, function: Gathered, *parameters: Floats) -> Floats:
+    """`function` of whole windows, of those that hold equally many rows at once."""
     shape = (len(windows.ends), windows.values.shape[1])
-    return np.broadcast_to(windows.counts[:, None].astype(np.float64), shape), _some(windows)
-
-
-def last_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Newest sample of the window."""
-    return windows.values[_last_row(windows)], _some(windows)
-
-
-FUNCTIONS: dict[str, WindowFunction] = {
-    "rate": lambda windows: extrapolated(windows, counter=True, per_second=True),
-    "increase": lambda windows: extrapolated(windows, counter=True, per_second=False),
-    "delta": lambda windows: extrapolated(windows, counter=False, per_second=False),
-    "irate": lambda windows: between_last_two(windows, counter=True),
-    "idelta": lambda windows: between_last_two(windows, counter=False),
-    "sum_over_time": sum_over_time,
-    "avg_over_time": avg_over_time,
-    "min_over_time": min_over_time,
-    "max_over_time": max_over_time,
-    "count_over_time": count_over_time,
-    "last_over_time": last_over_time,
-}
-
-KEEPS_NAME = frozenset({"last_over_time"})
-"""Functions over a window whose result keeps the metric name."""
+    result = np.full(shape, np.nan)
+    counts = windows.counts
+    for count in np.unique(counts[counts > 0]):
+        places = np.flatnonzero(counts == count)
+        chunk = max(1, GATHERED_CELLS // (int(count) * max(shape[1], 1)))
+        for begin in range(0, len(places), chunk):
+            some = places[begin : begin + chunk]
+            rows = windows.low[some][:, None] + np.arange(count)
+            at = _seconds(windows.at[rows] - windows.steps[some][:, None])
+            cells = np.swapaxes(windows.values[rows], 1, 2)
+            result[some] = function(cells, at, *[one[some] for one in parameters])
+    return result
