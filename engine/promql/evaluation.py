@@ -119,6 +119,8 @@ def _call(node: Call, span: Span) -> Value:
         return _windowed(node, span)
     if node.function in _OF_NODES:
         return _OF_NODES[node.function](node.arguments[0], span)
+    if node.function in _OF_QUERY:
+        return np.full(len(span.steps), _OF_QUERY[node.function](span.bounds) / windows.SECOND_US)
     values = [evaluate(argument, span) for argument in node.arguments]
     return functions.FUNCTIONS[node.function](span.steps, values)
 
@@ -201,6 +203,14 @@ _OF_NODES: dict[str, Callable[[Node, Span], Table]] = {
     "timestamp": _timestamp,
 }
 """Functions of which it matters what expression their argument is."""
+
+_OF_QUERY: dict[str, Callable[[Bounds], int]] = {
+    "start": lambda bounds: bounds.query_start_us,
+    "end": lambda bounds: bounds.query_end_us,
+    "range": lambda bounds: bounds.query_end_us - bounds.query_start_us,
+    "step": lambda bounds: bounds.step_us,
+}
+"""What the whole query's bounds are, in µs."""
 
 _EVALUATORS: dict[type[Node], Callable[[Any, Span], Value]] = {
     Number: _number,

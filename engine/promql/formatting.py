@@ -47,6 +47,12 @@ def format_labels(labels: Labels) -> str:
     return f"{name}{{{', '.join(pairs)}}}" if pairs or not name else name
 
 
+def format_label_set(labels: Labels) -> str:
+    """All labels in braces, the metric's name like any other: `{__name__="up", a="b"}`."""
+    pairs = [f'{name}="{_escaped(labels[name])}"' for name in sorted(labels)]
+    return f"{{{', '.join(pairs)}}}"
+
+
 def _special(value: float) -> str | None:
     if math.isnan(value):
         return "NaN"

@@ -210,6 +210,8 @@ FUNCTIONS: dict[str, Function] = {
     "deg": _elementwise(np.degrees),
     "rad": _elementwise(np.radians),
     "pi": _pi,
+    "min_of": lambda steps, two: np.asarray(np.minimum(_scalar(two[0]), _scalar(two[1]))),
+    "max_of": lambda steps, two: np.asarray(np.maximum(_scalar(two[0]), _scalar(two[1]))),
     **{name: _date(name) for name in dates.PARTS},
     "sort": _sorted("bottomk"),
     "sort_desc": _sorted("topk"),
@@ -225,8 +227,8 @@ FUNCTIONS: dict[str, Function] = {
     "scalar": _to_number,
 }
 
-SCALARS = frozenset({"time", "scalar", "pi"})
+SCALARS = frozenset({"time", "scalar", "pi", "min_of", "max_of", "start", "end", "range", "step"})
 """Functions that give a number, not a vector."""
 
-READS_TIME = frozenset({"time", "timestamp", *dates.PARTS})
+READS_TIME = frozenset({"time", "timestamp", "start", "end", *dates.PARTS})
 """Functions whose result may change with the instant, whatever their argument."""

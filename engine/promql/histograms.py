@@ -66,8 +66,6 @@ def _by_presence(
 
 
 def _whole(bounds: Floats, counts: Floats, estimate: Estimate, numbers: list[Floats]) -> Floats:
-    if bounds[-1] != np.inf:
-        return np.full(len(counts), np.nan)
     starts = np.flatnonzero(np.diff(bounds, prepend=np.nan) != 0)
     return estimate(bounds[starts], np.add.reduceat(counts, starts, axis=1), *numbers)
 
@@ -110,7 +108,7 @@ def quantile(bounds: Floats, counts: Floats, ratio: Floats) -> Floats:
     below it.
     """
     outside = np.where(ratio < 0, -np.inf, np.where(ratio > 1, np.inf, np.nan))
-    if len(bounds) < 2:
+    if len(bounds) < 2 or bounds[-1] != np.inf:
         return np.where((ratio >= 0) & (ratio <= 1), np.nan, outside)
     counts = _monotonic(counts)
     total = counts[:, -1]
@@ -144,6 +142,8 @@ def _monotonic(counts: Floats) -> Floats:
 
 def fraction(bounds: Floats, counts: Floats, lower: Floats, upper: Floats) -> Floats:
     """The share of observations between two values, linear within buckets."""
+    if bounds[-1] != np.inf:
+        return np.full(len(counts), np.nan)
     total = counts[:, -1]
     share = (_rank(bounds, counts, upper) - _rank(bounds, counts, lower)) / total
     share = np.where(lower >= upper, 0.0, share)

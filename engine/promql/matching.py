@@ -19,10 +19,10 @@ from engine.promql.blocks import (
     join_columns,
 )
 from engine.promql.errors import QueryError
-from engine.promql.formatting import format_labels
+from engine.promql.formatting import format_label_set
 from engine.promql.nodes import Matching
 from engine.promql.operators import ARITHMETIC, OPERATORS
-from engine.promql.tables import Table, empty_table, nameless, united
+from engine.promql.tables import METADATA, Table, empty_table, join_tables, nameless, united
 
 Key = tuple[tuple[str, str], ...]
 
@@ -45,6 +45,7 @@ class _Pairs:
 
 def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_bool: bool) -> Table:
     """Two vectors, matched one to one or many to one. Raises QueryError where it is not unique."""
+    left, right = _filled(left, right, matching)
     if not len(left.columns) or not len(right.columns):
         return empty_table(len(left.values))
     swapped = matching.many == "right"
@@ -61,14 +62,35 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
     present = present & one_present
     if pairs.ambiguous:
         _check_unique(one, many.present, matching)
+        _check_groups(present, pairs.groups, matching)
     if op in ARITHMETIC or as_bool:
         values = result.astype(np.float64, copy=False)
     else:
         values = operands[0]
         present = present & result.astype(np.bool_, copy=False)
-    if pairs.ambiguous:
-        _check_groups(present, pairs.groups, matching)
     return united(Table(pairs.columns, values, present))
+
+
+def _filled(left: Table, right: Table, matching: Matching) -> tuple[Table, Table]:
+    """Both vectors with what the fill modifiers add: a value where only the other has a series."""
+    fill_left, fill_right = matching.fill
+    if matching.many == "right":  # Prometheus turns the sides with group_right, but not the fills
+        fill_left, fill_right = fill_right, fill_left
+    if fill_left is None and fill_right is None:
+        return left, right
+    return (
+        left if fill_left is None else _with_fill(left, right, fill_left, matching),
+        right if fill_right is None else _with_fill(right, left, fill_right, matching),
+    )
+
+
+def _with_fill(table: Table, other: Table, value: float, matching: Matching) -> Table:
+    keys = list(dict.fromkeys(_keys(other.columns, matching)))
+    added = Columns([dict(key) for key in keys])
+    exact = Matching(on=matching.on, labels=matching.labels)
+    present = _found(added, other, exact) & ~_found(added, table, exact)
+    filled = Table(added, np.full(present.shape, value), present)
+    return join_tables([table, filled], len(present))
 
 
 def _taken(table: Table, indexes: Indexes | None) -> tuple[Floats, Booleans]:
@@ -83,7 +105,9 @@ def _key(labels: Labels, matching: Matching) -> Key:
     pairs = sorted(labels.items())
     if matching.on:
         return tuple(pair for pair in pairs if pair[0] in matching.labels)
-    return tuple(pair for pair in pairs if pair[0] != NAME and pair[0] not in matching.labels)
+    return tuple(
+        pair for pair in pairs if pair[0] not in METADATA and pair[0] not in matching.labels
+    )
 
 
 def _keys(columns: Columns, matching: Matching) -> tuple[Key, ...]:
@@ -144,10 +168,10 @@ def _check_unique(one: Table, many: Booleans, matching: Matching) -> None:
     column = _doubled(asked, _numbered(keys))
     if column is not None:
         same = [place for place, key in enumerate(keys) if key == keys[column]]
-        shown = sorted(format_labels(one.columns[place]) for place in same)[:2]
+        shown = sorted(format_label_set(one.columns[place]) for place in same)[:2]
         side = "left" if matching.many == "right" else "right"
         raise QueryError(
-            f"found duplicate series for the match group {format_labels(dict(keys[column]))} on"
+            f"found duplicate series for the match group {format_label_set(dict(keys[column]))} on"
             f" the {side} hand-side of the operation: [{', '.join(shown)}];"
             "many-to-many matching not allowed: matching labels must be unique on one side"
         )

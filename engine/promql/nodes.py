@@ -65,13 +65,15 @@ class Matching:
     """How vectors are matched: `on` the listed labels only, or by all but them (`ignoring`).
 
     `many`: the side of which several series may match one of the other, from which `include` is
-    copied (group_left, group_right).
+    copied (group_left, group_right). `fill`: values that stand in for a missing series of the left
+    and of the right side.
     """
 
     on: bool = False
     labels: tuple[str, ...] = ()
     many: Literal["left", "right"] | None = None
     include: tuple[str, ...] = ()
+    fill: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)

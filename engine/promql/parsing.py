@@ -40,7 +40,12 @@ MAX_OPERATORS = 300
 8 MiB, or as little as 1 MiB."""
 
 FUNCTION_NAMES = frozenset(
-    {*functions.FUNCTIONS, *over_time.FUNCTIONS, "absent", "absent_over_time", "timestamp"}
+    {
+        *functions.FUNCTIONS,
+        *over_time.FUNCTIONS,
+        *("absent", "absent_over_time", "timestamp"),
+        *("start", "end", "range", "step"),
+    }
 )
 NATIVE_HISTOGRAMS = frozenset(
     f"histogram_{word}" for word in ("avg", "count", "sum", "stddev", "stdvar")
@@ -171,8 +176,6 @@ def _binary(tree: Any, depth: int) -> Binary:
     matching, as_bool = Matching(), False
     if modifier is not None:
         as_bool = modifier.return_bool
-        if modifier.fill_values.lhs is not None or modifier.fill_values.rhs is not None:
-            raise QueryError("fill modifiers are not supported yet")
         matching = _matching(modifier)
     left, right = _node(tree.lhs, depth), _node(tree.rhs, depth)
     if op in COMPARISONS and not as_bool and kind(left) == kind(right) == "scalar":
@@ -190,7 +193,9 @@ def _matching(modifier: Any) -> Matching:
         labels = tuple(modifier.matching.labels)
     card = str(modifier.card).removeprefix("VectorMatchCardinality.")
     many = _MANY.get(card)
-    return Matching(on, labels, many, tuple(modifier.group_labels or ()) if many else ())
+    include = tuple(modifier.group_labels or ()) if many else ()
+    fill = (modifier.fill_values.lhs, modifier.fill_values.rhs)
+    return Matching(on, labels, many, include, fill)
 
 
 def _aggregate(tree: Any, depth: int) -> Aggregate:

@@ -68,7 +68,7 @@ class Query:
             )
         steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
         with np.errstate(all="ignore"):
-            bounds = bounds_of(start_us, end_us, self.lookback_us)
+            bounds = bounds_of(start_us, end_us, self.lookback_us, step_us)
             value = evaluate(self.tree, Span(steps, bounds, blocks, None))
         if isinstance(value, np.ndarray):
             return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))

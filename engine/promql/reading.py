@@ -42,12 +42,14 @@ class Bounds(NamedTuple):
     query_start_us: int
     query_end_us: int
     lookback_us: int
+    step_us: int = 0
+    """Of the whole query; 0 for one instant."""
     nested: bool = False
 
 
-def bounds_of(start_us: int, end_us: int, lookback_us: int) -> Bounds:
+def bounds_of(start_us: int, end_us: int, lookback_us: int, step_us: int = 0) -> Bounds:
     """The bounds of a query."""
-    return Bounds(start_us, end_us, start_us, end_us, lookback_us)
+    return Bounds(start_us, end_us, start_us, end_us, lookback_us, step_us)
 
 
 def selects_of(node: Node, bounds: Bounds) -> Iterator[Select]:

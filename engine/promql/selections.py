@@ -48,7 +48,7 @@ def _taken(table: Table, places: Indexes) -> Table:
 def check(op: str, parameter: Floats) -> None:
     """Raises QueryError for a parameter that selects nothing sensible."""
     if np.isnan(parameter).any():
-        raise QueryError("Parameter value is NaN")
+        raise QueryError(f"{'Ratio' if op == 'limit_ratio' else 'Parameter'} value is NaN")
     if op == "limit_ratio":
         return
     if (parameter >= MAX_INT64).any():
@@ -71,9 +71,17 @@ def _by_value(group: Table, keys: Floats, count: Floats) -> Ranked:
     return _first(np.lexsort((keys, late), axis=-1), count)
 
 
+def _label_order(columns: Columns) -> list[int]:
+    """Positions of the columns in the order of their label sets, as Prometheus stores series."""
+    return columns.remember(
+        "label order",
+        lambda: sorted(range(len(columns)), key=lambda one: sorted(columns[one].items())),
+    )
+
+
 def _by_labels(group: Table, count: Floats) -> Ranked:
     """By label sets, as Prometheus' storage sorts series; absent ones last."""
-    place = sorted(range(len(group.columns)), key=lambda one: sorted(group.columns[one].items()))
+    place = _label_order(group.columns)
     ranks = np.empty(len(place), dtype=np.intp)
     ranks[place] = np.arange(len(place))
     return _first(np.lexsort((np.broadcast_to(ranks, group.present.shape), ~group.present)), count)

@@ -16,6 +16,9 @@ from engine.promql.blocks import (
 )
 from engine.promql.errors import QueryError
 
+METADATA = frozenset({NAME, "__type__", "__unit__"})
+"""Labels that describe a metric, and are true of none that is computed from it."""
+
 
 class Table(NamedTuple):
     """An instant vector at each of several instants ("steps").
@@ -59,10 +62,10 @@ def join_tables(tables: Sequence[Table], steps: int) -> Table:
 
 
 def nameless(columns: Columns) -> Columns:
-    """The columns without their metric names."""
+    """The columns without their metric names, and without the type and unit that go with them."""
     return columns.remember(
         "nameless",
-        lambda: Columns([{k: v for k, v in one.items() if k != NAME} for one in columns]),
+        lambda: Columns([{k: v for k, v in one.items() if k not in METADATA} for one in columns]),
     )
 
 

@@ -1,7 +1,7 @@
 """The same samples and expressions through Prometheus' own engine, by Debian's promtool.
 
-Instants and ranges are chosen so that no sample lies on the edge of a window, where Prometheus 2
-(closed) and 3 (open) differ, and counters so high that their extrapolation to zero plays no part.
+Prometheus 2.42 is asked, so what it answers otherwise than Prometheus 3 does is avoided: see the
+grammar. Counters are so high that their extrapolation to zero plays no part.
 """
 
 import math
@@ -16,11 +16,13 @@ import pytest
 
 from engine.promql import Block, QueryError, Vector, parse
 from schemas.values import ABSENT, STALE
+from tests import promqlgrammar
 from tests.unit.test_promql_engine import SECOND, Store, block
 
 STEPS = 60
 STEP_S = 10
-CASES = 400
+CASES = int(os.environ.get("VERVET_TEST_PROMTOOL_CASES", "1000"))
+SEED = int(os.environ.get("VERVET_TEST_SEED", "20"))
 
 Series = dict[str, list[float]]
 Answer = dict[frozenset[tuple[str, str]], float]
@@ -35,10 +37,11 @@ def promtool() -> str:
 
 
 def random_series(rng: random.Random) -> Series:
+    """Series in the order in which Prometheus stores them."""
     series: Series = {}
-    for name in ("gauge", "counter", "other"):
-        for host in "ab":
-            for disk in "123":
+    for name in ("counter", "gauge", "other"):
+        for disk in "123":
+            for host in "ab":
                 if rng.random() < 0.1:
                     continue
                 value, values = 1000.0, []
@@ -46,71 +49,35 @@ def random_series(rng: random.Random) -> Series:
                     if name == "counter":
                         value = 1000.0 if rng.random() < 0.05 else value + rng.choice([0, 1, 7.5])
                     else:
-                        value = rng.choice([-3, -1.5, 0, 0.25, 1, 2, 1e9])
-                    kind = rng.random()
-                    values.append(ABSENT if kind < 0.06 else STALE if kind < 0.08 else value)
+                        value = rng.choice([-3, -1.5, 0, 0.25, 1, 2, 1e3])
+                    if name == "gauge":
+                        value += 0.001 * len(series)  # no two are equal
+                    values.append(with_holes(rng, value))
                 series[f'{name}{{host="{host}",disk="{disk}"}}'] = values
     series['cpus{host="a"}'] = [4.0] * STEPS
     series['cpus{host="b"}'] = [8.0] * STEPS
+    for host in "ab":
+        total = 1000.0
+        counts: list[list[float]] = [[], [], [], []]
+        for _ in range(STEPS):
+            for place in range(4):
+                total += rng.randrange(5)
+                counts[place].append(with_holes(rng, total))
+        for bound, values in zip(("0.1", "1", "10", "+Inf"), counts, strict=True):
+            series[f'h_bucket{{host="{host}",le="{bound}"}}'] = values
     return series
 
 
-def random_expression(rng: random.Random, depth: int = 0) -> str:
-    """A vector expression."""
-    roll = rng.random()
-    if depth > 3 or roll < 0.2:
-        return random_selector(rng)
-    inner = random_expression(rng, depth + 1)
-    if roll < 0.4:
-        function = rng.choice(
-            ["rate", "increase", "delta", "irate", "idelta"]
-            + [f"{op}_over_time" for op in ("avg", "min", "max", "sum", "count", "last")]
-        )
-        name = "counter" if function in ("rate", "increase", "irate") else rng.choice(NAMES)
-        offset = rng.choice(["", " offset 40s", " offset 2m"])
-        return (
-            f"{function}({name}{random_matchers(rng)}[{rng.choice(['30s', '1m', '4m'])}]{offset})"
-        )
-    if roll < 0.55:
-        grouping = rng.choice(["", " by (host)", " by (disk, host)", " without (disk)", " by ()"])
-        return f"{rng.choice(['sum', 'avg', 'min', 'max', 'count'])}{grouping} ({inner})"
-    if roll < 0.7:
-        op = rng.choice(["+", "-", "*", "/", "%", "^", ">", "<", "==", "!=", ">=", "<= bool"])
-        operands = [f"({inner})", rng.choice(["2", "0", "-1.5", "1e3", "NaN", "time()"])]
-        rng.shuffle(operands)
-        return f"{operands[0]} {op} {operands[1]}"
-    if roll < 0.9:
-        op = rng.choice(["+", "-", "*", "/", ">", "< bool", "=="])
-        match = rng.choice(["", " on (host)", " on (host, disk)", " ignoring (disk)"])
-        return f"({inner}) {op}{match} ({random_expression(rng, depth + 1)})"
-    function = rng.choice(["abs", "ceil", "floor", "round", "-", "sgn", "vector(scalar"])
-    if function == "vector(scalar":
-        return f"vector(scalar({inner}))"
-    if rng.random() < 0.3:
-        return rng.choice(
-            [f"clamp({inner}, -1, 1)", f"clamp_min({inner}, 0)", f"round({inner}, 0.5)"]
-        )
-    return f"{function}({inner})"
-
-
-NAMES = ["gauge", "counter", "other", "cpus"]
-
-
-def random_selector(rng: random.Random) -> str:
-    offset = rng.choice(["", "", "", " offset 1m"])
-    return f"{rng.choice(NAMES)}{random_matchers(rng)}{offset}"
-
-
-def random_matchers(rng: random.Random) -> str:
-    choices = ["", '{host="a"}', '{disk=~"1|2"}', '{disk!~"[23]"}', '{host!="b",disk=~".+"}']
-    return rng.choice([*choices, '{disk=""}'])
+def with_holes(rng: random.Random, value: float) -> float:
+    kind = rng.random()
+    return ABSENT if kind < 0.06 else STALE if kind < 0.08 else value
 
 
 def test_answers_agree_with_promtool(promtool: str, tmp_path: Path) -> None:
-    rng = random.Random(20)
+    rng = random.Random(SEED)
     series = random_series(rng)
     cases = [
-        (random_expression(rng), rng.randrange(5, STEPS * STEP_S // 10) * 10 + 3)
+        (promqlgrammar.expression(rng), rng.randrange(5, STEPS * STEP_S // 10) * 10 + 3)
         for _ in range(CASES)
     ]
     theirs = asked(promtool, tmp_path, series, cases)
@@ -119,12 +86,14 @@ def test_answers_agree_with_promtool(promtool: str, tmp_path: Path) -> None:
     for (text, at_s), expected in zip(cases, theirs, strict=True):
         context = f"{text} at {at_s}"
         found = ours(text, at_s, columns)
+        if isinstance(found, str) and "multiple matches" in found:
+            continue  # counted before a comparison filters, in Prometheus 3
         assert type(found) is type(expected), f"{context}: {found}; expected {expected}"
         if isinstance(found, str) or isinstance(expected, str):
             continue
         assert found.keys() == expected.keys(), context
         for key, value in found.items():
-            same = math.isclose(value, expected[key], rel_tol=1e-9, abs_tol=1e-12)
+            same = math.isclose(value, expected[key], rel_tol=1e-9, abs_tol=1e-9)
             both_nan = math.isnan(value) and math.isnan(expected[key])
             assert same or both_nan, f"{context}: {key}: {value}; expected {expected[key]}"
         answered += bool(found)

@@ -1,0 +1,173 @@
+"""Random expressions over the metrics `gauge`, `counter`, `other` (host, disk), `cpus` (host) and
+`h_bucket` (host, le), from what Prometheus 2.42 knows already.
+
+Chosen so that rounding decides nothing: no selection or comparison of what was computed in several
+steps, no choice among equal values; no window with a sample on its edge, where Prometheus 2
+(closed) and 3 (open) differ, if samples stand at multiples of 10 s and the question does not.
+"""
+
+import random
+from collections.abc import Callable
+
+NAMES = ["gauge", "counter", "other", "cpus"]
+GROUPINGS = ["", " by (host)", " by (disk, host)", " without (disk)", " by ()"]
+MATCHINGS = ["", " on (host)", " on (host, disk)", " ignoring (disk)"]
+RANGES = ["35s", "65s", "245s"]
+OVER_TIME = [
+    *(f"{op}_over_time" for op in ("avg", "min", "max", "sum", "count", "last", "present")),
+    *("stddev_over_time", "stdvar_over_time", "delta", "idelta", "changes", "resets", "deriv"),
+]
+ELEMENTWISE = [
+    *("abs", "ceil", "floor", "round", "-", "sgn", "exp", "ln", "log2", "log10", "sqrt"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh"),
+    *("atanh", "deg", "rad", "timestamp", "sort", "sort_desc"),
+]
+DATES = [
+    *("minute", "hour", "month", "year", "day_of_week", "day_of_month", "day_of_year"),
+    "days_in_month",
+]
+
+
+def expression(rng: random.Random, depth: int = 0) -> str:
+    """A vector expression."""
+    if depth > 3:
+        return selector(rng)
+    make: Callable[[random.Random, int], str] = rng.choices(
+        [
+            lambda rng, depth: selector(rng),
+            windowed,
+            aggregated,
+            selected,
+            with_number,
+            of_two,
+            joined,
+            of_each,
+            relabelled,
+            of_nothing,
+            histogram,
+        ],
+        [4, 5, 4, 2, 3, 5, 2, 4, 1, 1, 1],
+    )[0]
+    return make(rng, depth)
+
+
+def selector(rng: random.Random) -> str:
+    """An instant selector."""
+    return f"{rng.choice(NAMES)}{matchers(rng)}{shift(rng)}"
+
+
+def matchers(rng: random.Random) -> str:
+    choices = ["", '{host="a"}', '{disk=~"1|2"}', '{disk!~"[23]"}', '{host!="b",disk=~".+"}']
+    return rng.choice([*choices, '{disk=""}'])
+
+
+def shift(rng: random.Random) -> str:
+    """An offset, `@`, both, or most often neither."""
+    return rng.choice(
+        [*[""] * 9, " offset 1m", " offset -20s", " @ 123", " @ end()", " @ 203 offset 30s"]
+    )
+
+
+def windowed(rng: random.Random, depth: int) -> str:
+    """A function over a range selector or a subquery."""
+    counter = rng.random() < 0.3
+    name = "counter" if counter else rng.choice(NAMES)
+    window = f"{name}{matchers(rng)}[{rng.choice(RANGES)}]{shift(rng)}"
+    if counter:
+        return f"{rng.choice(['rate', 'increase', 'irate'])}({window})"
+    if rng.random() < 0.4:
+        inner = expression(rng, depth + 2)
+        window = f"({inner})[{rng.choice(['65s:10s', '185s:20s'])}]{shift(rng)}"
+    roll = rng.random()
+    if roll < 0.1:
+        return f"quantile_over_time({rng.choice(['0.5', '0.9', '-1', '2'])}, {window})"
+    if roll < 0.15:
+        return f"predict_linear({window}, 60)"
+    if roll < 0.2:
+        return f"holt_winters({window}, 0.3, 0.6)"
+    if roll < 0.25:
+        return f"absent_over_time({window})"
+    return f"{rng.choice(OVER_TIME)}({window})"
+
+
+def aggregated(rng: random.Random, depth: int) -> str:
+    if rng.random() < 0.2:  # of one NaN, Prometheus 2 gives 0
+        op = rng.choice(["stddev", "stdvar"])
+        return f"{op}{rng.choice(GROUPINGS)} ({selector(rng)})"
+    op = rng.choice(["sum", "avg", "min", "max", "count", "group", "quantile"])
+    parameter = f"{rng.choice(['0.25', '0.5', '1', '3'])}, " if op == "quantile" else ""
+    return f"{op}{rng.choice(GROUPINGS)} ({parameter}{expression(rng, depth + 1)})"
+
+
+def selected(rng: random.Random, depth: int) -> str:
+    """topk, bottomk or count_values, of samples as they are."""
+    op = rng.choice(["topk{} (2, {})", "bottomk{} (3, {})", 'count_values{} ("value", {})'])
+    return op.format(rng.choice(GROUPINGS), f"gauge{matchers(rng)}{shift(rng)}")
+
+
+def with_number(rng: random.Random, depth: int) -> str:
+    op = rng.choice(["+", "-", "*", "/", "%", "^", ">", "<", "==", "!=", ">=", "<= bool"])
+    operands = [
+        f"({expression(rng, depth + 1)})",
+        rng.choice(["2", "0", "-1.5", "1e3", "NaN", "time()", "pi()", "scalar(cpus)"]),
+    ]
+    rng.shuffle(operands)
+    return f"{operands[0]} {op} {operands[1]}"
+
+
+def of_two(rng: random.Random, depth: int) -> str:
+    op = rng.choice(["+", "-", "*", "/", ">", "< bool", "==", "and", "or", "unless"])
+    left, right = expression(rng, depth + 1), expression(rng, depth + 1)
+    return f"({left}) {op}{rng.choice(MATCHINGS)} ({right})"
+
+
+def joined(rng: random.Random, depth: int) -> str:
+    """Many to one, or one to many."""
+    include = rng.choice(["", " ()", " (kind)", " (disk)"])
+    many, one = selector(rng), rng.choice(["cpus", "sum by (host) (gauge)", "max(other)"])
+    op, on = rng.choice(["*", "+", "> bool", "<"]), rng.choice(["on (host)", "ignoring (disk)"])
+    if rng.random() < 0.5:
+        return f"({many}) {op} {on} group_left{include} ({one})"
+    return f"({one}) {op} {on} group_right{include} ({many})"
+
+
+def of_each(rng: random.Random, depth: int) -> str:
+    """A function of each value."""
+    inner, roll = expression(rng, depth + 1), rng.random()
+    if roll < 0.15:
+        return f"vector(scalar({inner}))"
+    if roll < 0.3:
+        return rng.choice(
+            [f"clamp({inner}, -1, 1)", f"clamp_min({inner}, 0)", f"round({inner}, 0.5)"]
+        )
+    if roll < 0.4:
+        return f"{rng.choice(DATES)}({selector(rng)} * 86401.5)"  # what NaN gives hangs on the CPU
+    return f"{rng.choice(ELEMENTWISE)}({inner})"
+
+
+def relabelled(rng: random.Random, depth: int) -> str:
+    inner = expression(rng, depth + 1)
+    if rng.random() < 0.4:
+        return f'label_join({inner}, "both", "-", "host", "disk")'
+    target, template = rng.choice(["kind", "disk", "host"]), rng.choice(["$1", "x$2y", "", "${1}z"])
+    source, pattern = rng.choice(["host", "disk", "none"]), rng.choice(["(a|b)", "(.)(.*)", "()"])
+    return f'label_replace({inner}, "{target}", "{template}", "{source}", "{pattern}")'
+
+
+def of_nothing(rng: random.Random, depth: int) -> str:
+    """What tells that something is missing, or needs no series at all."""
+    return rng.choice(
+        [
+            f"absent({selector(rng)})",
+            f"absent({expression(rng, depth + 1)})",
+            'absent(nothing{host="a",disk=~"1"})',
+            f"{rng.choice(DATES)}()",
+            "vector(time())",
+        ]
+    )
+
+
+def histogram(rng: random.Random, depth: int) -> str:
+    ratio = rng.choice(["0.5", "0.9", "0.99", "0", "1", "-1"])
+    buckets = rng.choice(["h_bucket", "rate(h_bucket[125s])", "sum by (le) (rate(h_bucket[65s]))"])
+    return f"histogram_quantile({ratio}, {buckets})"
