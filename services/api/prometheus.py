@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import PositiveInt
 
 from engine.promql import (
     Block,
@@ -200,6 +201,23 @@ async def rules(state: Shared) -> JSONResponse:
 async def alerts(state: Shared) -> JSONResponse:
     """All alerts that are pending or firing."""
     return success({"alerts": await store.active_alerts(state.pool)})
+
+
+@router.get("/metadata")
+async def metadata(
+    state: Shared,
+    metric: str | None = None,
+    limit: PositiveInt | None = None,
+) -> JSONResponse:
+    """Type and unit of each metric, as its first series had them."""
+    return success(await store.metadata(state.pool, metric, limit))
+
+
+@router.api_route("/query_exemplars", methods=["GET", "POST"])
+async def query_exemplars(request: Request) -> JSONResponse:
+    """Exemplars are not stored: an expression that parses has none."""
+    parse((await Parameters.of(request)).required("query"))
+    return success([])
 
 
 @router.get("/status/buildinfo")

@@ -44,6 +44,17 @@ async def series_labels(
     return found
 
 
+async def metadata(pool: Pool, metric: str | None, limit: int | None) -> dict[str, Any]:
+    """By metric name a list with its type and unit; it has no help text."""
+    rows = await pool.fetch(
+        """select distinct on (metric) metric, type, unit from series
+           where $1::text is null or metric = $1 order by metric, id limit $2""",
+        metric,
+        limit,
+    )
+    return {row["metric"]: [{"type": row["type"], "help": "", "unit": row["unit"]}] for row in rows}
+
+
 SILENT_AFTER_INTERVALS = 3
 DEFAULT_INTERVAL_S = 15.0
 
