@@ -15,8 +15,8 @@ from engine.promql.formatting import format_value
 from engine.promql.grouping import grouped
 from engine.promql.tables import Table, empty_table, join_tables, united
 
-MAX_VALUES = 100_000
-"""Different values that count_values may make series of."""
+MAX_COUNTS = 10_000_000
+"""Results of count_values: of so many values at so many steps that they take 80 MB."""
 
 
 class Sorted(NamedTuple):
@@ -74,8 +74,11 @@ def _counted(label: str, table: Table, members: Indexes, group: Labels) -> Table
     present = table.present[:, members]
     steps, _ = present.nonzero()
     found, which = np.unique(table.values[:, members][present], return_inverse=True)
-    if len(found) > MAX_VALUES:
-        raise QueryError(f"count_values of {len(found)} different values; at most {MAX_VALUES}")
+    if len(found) * len(present) > MAX_COUNTS:
+        raise QueryError(
+            f"count_values of {len(found)} different values at {len(present)} steps;"
+            f" at most {MAX_COUNTS} in all"
+        )
     shape = (len(present), len(found))
     cells = np.bincount(steps * len(found) + which, minlength=shape[0] * shape[1]).reshape(shape)
     columns = Columns([{**group, label: format_value(value)} for value in found.tolist()])

@@ -24,6 +24,9 @@ from engine.promql.nodes import Matching
 from engine.promql.operators import ARITHMETIC, OPERATORS
 from engine.promql.tables import METADATA, Table, empty_table, join_tables, nameless, united
 
+MAX_PAIRS = 1_000_000
+"""Pairs of series that may match, each at its own time: `a * on () b` could make any number."""
+
 Key = tuple[tuple[str, str], ...]
 
 
@@ -33,7 +36,7 @@ class _Pairs:
 
     `many` and `one` are positions of the pairs' columns (None: all, as they stand). Several pairs
     may share a group (`groups`), of which at most one may be present at a step: `ambiguous` says
-    that this can occur, or that several columns of the one side share a key.
+    that this can occur.
     """
 
     many: Indexes | None
@@ -50,6 +53,8 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
         return empty_table(len(left.values))
     swapped = matching.many == "right"
     many, one = (right, left) if swapped else (left, right)
+    if len(set(_keys(one.columns, matching))) < len(one.columns):
+        _check_unique(one, many.present, matching)
     drops_name = op in ARITHMETIC or as_bool
     pairs = many.columns.remember(
         ("pairs", one.columns, matching, drops_name),
@@ -61,7 +66,6 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
     result = OPERATORS[op](*operands)
     present = present & one_present
     if pairs.ambiguous:
-        _check_unique(one, many.present, matching)
         _check_groups(present, pairs.groups, matching)
     if op in ARITHMETIC or as_bool:
         values = result.astype(np.float64, copy=False)
@@ -121,6 +125,9 @@ def _pair(many: Columns, one: Columns, matching: Matching, drops_name: bool) -> 
     places: dict[Key, list[int]] = {}
     for position, key in enumerate(_keys(one, matching)):
         places.setdefault(key, []).append(position)
+    count = sum(len(places.get(key, ())) for key in _keys(many, matching))
+    if count > MAX_PAIRS:
+        raise QueryError(f"{count} pairs of series match; at most {MAX_PAIRS}")
     found = [
         (position, other, key)
         for position, key in enumerate(_keys(many, matching))
@@ -136,7 +143,7 @@ def _pair(many: Columns, one: Columns, matching: Matching, drops_name: bool) -> 
         numbers.setdefault((key, identity) if matching.many else key, len(numbers))
         for (_, _, key), identity in zip(found, columns.identities(), strict=True)
     ]
-    several = len(numbers) < len(found) or any(len(members) > 1 for members in places.values())
+    several = len(numbers) < len(found)
     return _Pairs(
         _indexes([position for position, _, _ in found], len(many)),
         _indexes([other for _, other, _ in found], len(one)),

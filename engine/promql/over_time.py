@@ -7,11 +7,12 @@ import numpy as np
 
 from engine.promql import rates, statistics
 from engine.promql.blocks import Booleans, Floats, Indexes
-from engine.promql.windows import SECOND_US, WindowFunction, Windows, gathered
+from engine.promql.windows import SECOND_US, WindowFunction, Windows, check_work, gathered
 
 
 def _reduced(windows: Windows, ufunc: np.ufunc) -> Floats:
     """`ufunc` over the rows of each window; windows may overlap. An empty one gives any row."""
+    check_work(windows)
     padded = np.vstack([windows.values, windows.values[-1:]])
     bounds = np.stack([windows.low, windows.high], axis=1).ravel()
     return np.asarray(ufunc.reduceat(padded, bounds, axis=0)[::2])

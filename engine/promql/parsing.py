@@ -11,6 +11,7 @@ import promql_parser as grammar
 
 from engine.promql import functions, over_time
 from engine.promql.blocks import NAME
+from engine.promql.complaints import complaint
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher, MatchOp
 from engine.promql.nodes import (
@@ -63,7 +64,13 @@ def parse_tree(text: str) -> Node:
     """The tree of an expression. Raises QueryError, in bounded time and stack."""
     _check_size(text)
     _know_former_names()
-    return _node(_native(lambda: grammar.parse(text)), 0)
+    try:
+        tree = _native(lambda: grammar.parse(text))
+    except QueryError as error:
+        if str(error) in _WITHOUT_PLACE:
+            raise QueryError(complaint(text) or str(error)) from error
+        raise
+    return _node(tree, 0)
 
 
 @lru_cache(maxsize=1)
@@ -89,6 +96,17 @@ def _native(call: Callable[[], Any]) -> Any:
             raise
         raise QueryError("a number in the expression is out of range") from error
 
+
+_WITHOUT_PLACE = frozenset(
+    {
+        "invalid promql query",
+        "no expression found in input",
+        "unclosed left parenthesis",
+        "unexpected end of input inside braces",
+        "unexpected end of input inside brackets",
+    }
+)
+"""What the grammar says where it does not say where."""
 
 _STRING_OR_COMMENT = re.compile(
     r"""#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`""", re.DOTALL

@@ -28,6 +28,9 @@ SECOND_US = 1_000_000
 MAX_CELLS = 50_000_000
 """Values of one table: 400 MB, as many as Prometheus lets a query load."""
 
+MAX_WORK = 10_000_000_000
+"""Samples that all windows of one block may hold together: about 20 s of a processor."""
+
 GATHERED_CELLS = 1_000_000
 """Values that are copied at once for functions that need a window as a whole: 8 MB."""
 
@@ -171,8 +174,19 @@ Gathered = Callable[..., Floats]
 the function's other arguments, each (windows,)); gives (windows, columns)."""
 
 
+def check_work(windows: Windows) -> None:
+    """Raises QueryError where all windows together hold too many samples to look at each."""
+    work = int(windows.counts.sum()) * windows.values.shape[1]
+    if work > MAX_WORK:
+        raise QueryError(
+            f"{work} samples in all windows; at most {MAX_WORK}:"
+            " use a shorter range, or a longer step"
+        )
+
+
 def gathered(windows: Windows, function: Gathered, *parameters: Floats) -> Floats:
     """`function` of whole windows, of those that hold equally many rows at once."""
+    check_work(windows)
     shape = (len(windows.ends), windows.values.shape[1])
     result = np.full(shape, np.nan)
     counts = windows.counts

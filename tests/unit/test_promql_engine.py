@@ -582,6 +582,27 @@ def test_a_subquery_reads_all_samples_that_its_steps_see() -> None:
     assert not select.newest
 
 
+def wide(name: str, count: int) -> Block:
+    return block([10], {f'{name}{{n="{n}"}}': [n] for n in range(count)})
+
+
+def test_a_query_that_would_take_all_memory_is_refused() -> None:
+    left, right = wide("a", 1500), wide("b", 1500)
+    with pytest.raises(QueryError, match="many-to-many matching not allowed"):
+        instant("a * on () b", 10, left, right)
+    gone = Block(left.labels, left.at, np.full(left.values.shape, STALE))
+    with pytest.raises(QueryError, match="2250000 pairs of series match; at most 1000000"):
+        parse("a * on () b").range(10 * SECOND, 10 * SECOND, SECOND, Store(gone, right))
+    many = wide("c", 6000)
+    with pytest.raises(QueryError, match="narrow the selector, or use a longer step"):
+        parse("c").range(0, 10_000 * SECOND, SECOND, Store(many))
+    with pytest.raises(QueryError, match="different values"):
+        parse('count_values("v", c)').range(0, 5_000 * SECOND, SECOND, Store(many))
+    long = Block(wide("d", 300).labels, np.arange(20_000) * SECOND, np.ones((20_000, 300)))
+    with pytest.raises(QueryError, match="samples in all windows"):
+        parse("sum_over_time(d[1d])").range(20_000 * SECOND, 30_000 * SECOND, SECOND, Store(long))
+
+
 def test_selects_say_what_must_be_read() -> None:
     query = parse("rate(x[1m] offset 1m) + y + rate(x[1m] offset 1m)")
     first, second = query.selects(600 * SECOND, 900 * SECOND)
