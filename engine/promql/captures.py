@@ -13,6 +13,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from engine.promql.errors import QueryError
+from engine.promql.regexes import (
+    Char,
+    Choice,
+    Group,
+    Position,
+    Reader,
+    Repeat,
+    Sequence,
+    Tree,
+    repeats,
+)
 from schemas.errors import Invalid
 from schemas.regex import anchored
 
@@ -23,141 +34,6 @@ MAX_INSTRUCTIONS = 10_000
 BACKTRACKING_REPEATS = 3
 BACKTRACKING_CHARS = 256
 """Up to so many repetitions, side by side, over so long a text, backtracking is quick enough."""
-
-
-class Char(NamedTuple):
-    """One character that the test accepts."""
-
-    accepts: Callable[[str], object]
-
-
-class Position(NamedTuple):
-    """A place in the text: "^", "$", "b" (at a word's edge) or "B"."""
-
-    kind: str
-
-
-class Sequence(NamedTuple):
-    """One after the other."""
-
-    parts: tuple["Tree", ...]
-
-
-class Choice(NamedTuple):
-    """The first that leads to a match."""
-
-    parts: tuple["Tree", ...]
-
-
-class Repeat(NamedTuple):
-    """least to most times (None: any number); as often as possible if greedy."""
-
-    part: "Tree"
-    least: int
-    most: int | None
-    greedy: bool
-
-
-class Group(NamedTuple):
-    """Captures what its part matches."""
-
-    number: int
-    part: "Tree"
-
-
-Tree = Char | Position | Sequence | Choice | Repeat | Group
-
-_TOKEN = re.compile(
-    r"(?P<class>\[\^?\]?(?:\[:\^?[a-z]+:\]|\\.|[^\]\\])*\])"
-    r"|(?P<open>\((?:\?(?:P?<(?P<name>\w+)>|(?P<flags>[is]*):))?)"
-    r"|(?P<repeat>[*+?]|\{\d+(?:,\d*)?\})(?P<lazy>\??)"
-    r"|(?P<escape>\\(?:x[0-9a-fA-F]{2}|x\{[0-9a-fA-F]+\}|.))"
-    r"|(?P<plain>.)",
-    re.DOTALL,
-)
-
-
-class _Reader:
-    """Reads an expression by recursive descent."""
-
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self.place = 0
-        self.groups = 0
-        self.names: dict[str, int] = {}
-
-    def read(self) -> Tree:
-        tree = self.choice(re.DOTALL)
-        if self.place < len(self.pattern):
-            raise self.refused()
-        return tree
-
-    def refused(self) -> QueryError:
-        return QueryError(
-            f"regular expression {self.pattern[:80]!r}: {self.pattern[self.place :][:20]!r} is not"
-            " supported where groups are captured"
-        )
-
-    def choice(self, flags: int) -> Tree:
-        parts = [self.sequence(flags)]
-        while self.pattern.startswith("|", self.place):
-            self.place += 1
-            parts.append(self.sequence(flags))
-        return parts[0] if len(parts) == 1 else Choice(tuple(parts))
-
-    def sequence(self, flags: int) -> Tree:
-        parts: list[Tree] = []
-        while self.place < len(self.pattern) and self.pattern[self.place] not in "|)":
-            found = _TOKEN.match(self.pattern, self.place)
-            assert found is not None
-            if found["repeat"]:
-                if not parts:
-                    raise self.refused()
-                parts[-1] = _repeated(parts[-1], found["repeat"], not found["lazy"])
-                self.place = found.end()
-            elif found["open"]:
-                parts.append(self.group(found, flags))
-            else:
-                parts.append(self.single(found, flags))
-                self.place = found.end()
-        return Sequence(tuple(parts))
-
-    def group(self, found: re.Match[str], flags: int) -> Tree:
-        if self.pattern.startswith("?", found.end()):
-            raise self.refused()
-        self.place = found.end()
-        number = None
-        if found["flags"] is None:
-            self.groups += 1
-            number = self.groups
-            if found["name"]:
-                self.names[found["name"]] = number
-        elif "i" in found["flags"]:
-            flags |= re.IGNORECASE
-        part = self.choice(flags)
-        self.place += 1  # the engine that matches has seen that it is closed
-        return part if number is None else Group(number, part)
-
-    def single(self, found: re.Match[str], flags: int) -> Tree:
-        text = found[0]
-        if text in ("^", "$", r"\b", r"\B", r"\A", r"\z"):
-            return Position({"A": "^", "z": "$"}.get(text[-1], text[-1]))
-        if text[0] == "[" and "[:" in text:
-            raise self.refused()
-        if found["escape"] and text[1].isalnum() and text[1] not in "dDwWsSxtnrfva":
-            raise self.refused()
-        if text.startswith(r"\x{"):
-            text = re.escape(chr(int(text[3:-1], 16)))
-        return Char(re.compile(text, flags | re.ASCII).match)
-
-
-def _repeated(part: Tree, sign: str, greedy: bool) -> Tree:
-    least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(sign, (0, None))
-    if sign[0] == "{":
-        low, comma, high = sign[1:-1].partition(",")
-        least = int(low)
-        most = least if not comma else int(high) if high else None
-    return Repeat(part, least, most, greedy)
 
 
 class _Step(NamedTuple):
@@ -305,21 +181,6 @@ def _holds(position: str, text: str, place: int) -> bool:
     return (word[0] != word[1]) == (position == "b")
 
 
-def _repeats(tree: Tree) -> int:
-    """How many repetitions stand side by side; very many where one stands in another."""
-    match tree:
-        case Sequence(parts) | Choice(parts):
-            return sum(_repeats(part) for part in parts)
-        case Group(_, part):
-            return _repeats(part)
-        case Repeat(part, _, most, _):
-            if most == 1:
-                return _repeats(part)
-            return BACKTRACKING_REPEATS + 1 if _repeats(part) else 1
-        case _:
-            return 0
-
-
 @lru_cache(maxsize=1024)
 def compiled(pattern: str) -> Pattern:
     """The expression, ready to capture. Raises QueryError."""
@@ -329,12 +190,13 @@ def compiled(pattern: str) -> Pattern:
         matches = anchored(pattern, flags="s")
     except Invalid as error:
         raise QueryError(str(error)) from error
-    reader = _Reader(pattern)
+    reader = Reader(pattern)
     tree = reader.read()
     program: list[_Step] = []
     _compile(tree, program)
     program.append(_Step("match"))
     quick = None
-    if _repeats(tree) <= BACKTRACKING_REPEATS:
+    side_by_side = repeats(tree)
+    if side_by_side is not None and side_by_side <= BACKTRACKING_REPEATS:
         quick = re.compile(pattern.replace("(?<", "(?P<"), re.DOTALL | re.ASCII)
     return Pattern(matches, tuple(program), reader.names, reader.groups, quick)

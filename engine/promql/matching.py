@@ -230,13 +230,22 @@ def set_operation(op: str, left: Table, right: Table, matching: Matching) -> Tab
 
 def _found(columns: Columns, other: Table, matching: Matching) -> Booleans:
     """(steps, columns): whether `other` has a present series with the column's key."""
-    keys = _keys(columns, matching)
-    found = np.zeros((len(other.values), len(keys)), dtype=np.bool_)
-    places: dict[Key, list[int]] = {}
-    for position, key in enumerate(_keys(other.columns, matching)):
-        places.setdefault(key, []).append(position)
-    known = {key: other.present[:, members].any(axis=1) for key, members in places.items()}
-    for position, key in enumerate(keys):
-        if key in known:
-            found[:, position] = known[key]
-    return found
+    if not len(other.columns):
+        return np.zeros((len(other.values), len(columns)), dtype=np.bool_)
+    order, starts, groups = columns.remember(
+        ("found", other.columns, matching.on, matching.labels),
+        lambda: _lookup(_keys(columns, matching), _keys(other.columns, matching)),
+    )
+    some = np.logical_or.reduceat(other.present[:, order], starts, axis=1)
+    return np.asarray(np.pad(some, ((0, 0), (0, 1)))[:, groups])
+
+
+def _lookup(asked: Sequence[Key], keys: Sequence[Key]) -> tuple[Indexes, Indexes, Indexes]:
+    """(positions of `keys`, sorted by key; where each key begins; which of these each asked one is,
+    or one past the last)."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    which = np.array([numbers[key] for key in keys], dtype=np.intp)
+    order = np.argsort(which, kind="stable")
+    starts = np.searchsorted(which[order], np.arange(len(numbers)))
+    groups = [numbers.get(key, len(numbers)) for key in asked]
+    return order, starts, np.array(groups, dtype=np.intp)
