@@ -92,6 +92,12 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
         add_flags(migrate, _settings_model("migrate"))
     health = commands.add_parser("health", help="exit 0 when a process says that it is ready")
     health.add_argument("address", nargs="?", default="127.0.0.1:8420", help="host:port")
+    query = commands.add_parser("query", help="ask an api for the value of an expression")
+    query.add_argument("expression", help="PromQL")
+    query.add_argument("--api", default=os.environ.get("VERVET_API", "127.0.0.1:8420"))
+    query.add_argument("--range", help="over this span up to now, such as 1h")
+    query.add_argument("--step", help="between two values of a range, such as 15s")
+    query.add_argument("--output", choices=("table", "json", "csv"), default="table")
     check = commands.add_parser("check", help="check rule, routing and agent files")
     check.add_argument("kind", choices=("rules", "routing", "agent"))
     check.add_argument("files", nargs="+", type=Path)
@@ -201,6 +207,14 @@ def _run_health(_: str, __: Path | None, options: dict[str, Any]) -> int:
     return EXIT_UNAVAILABLE
 
 
+def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.query import answer
+
+    asked = (options[name] for name in ("api", "expression", "range", "step", "output"))
+    print(answer(*asked))
+    return 0
+
+
 def _run_check(_: str, __: Path | None, options: dict[str, Any]) -> int:
     from services.documents import DocumentError
 
@@ -230,6 +244,7 @@ _COMMANDS: dict[str, Callable[[str, Path | None, dict[str, Any]], int]] = {
     "up": _run_up,
     "migrate": _run_migrate,
     "health": _run_health,
+    "query": _run_query,
     "check": _run_check,
     **dict.fromkeys(SERVICES, _run_service),
 }

@@ -194,7 +194,13 @@ def _parse(annotation: Any, text: str) -> Any:
     return dict(part.split("=", 1) for part in parts)
 
 
-_OTHER_VARIABLES = ("VERVET_HOME", "VERVET_CONFIG", "VERVET_FAILPOINT", "VERVET_TEST_")
+_OTHER_VARIABLES = (
+    "VERVET_API",
+    "VERVET_HOME",
+    "VERVET_CONFIG",
+    "VERVET_FAILPOINT",
+    "VERVET_TEST_",
+)
 
 
 def _unknown_variables(known: Mapping[Path_, Any], environ: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from services.query import answer
 from tests.processes import Running, eventually, vervet
 
 FAST = {"interval": "1s"}
@@ -64,6 +65,7 @@ async def test_one_command_shows_this_hosts_data(home: Path) -> None:
         age = datetime.now(UTC) - datetime.fromisoformat(agent["last_sample_at"])
         assert age < timedelta(seconds=15)
         assert "Vervet: http://" in running.text()
+        assert answer(running.address, "node_load1", "10m", "5s", "table").startswith("series")
         rules = json.loads(running.get("/api/v1/rules")[1])["data"]["groups"]
         assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
 

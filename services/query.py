@@ -1,0 +1,152 @@
+"""`vervet query`: an expression asked of an api, shown as a table, JSON or CSV."""
+
+import csv
+import io
+import json
+import math
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+from schemas.durations import parse_duration
+from schemas.errors import Invalid
+from services.clock import rfc3339
+from services.runtime import Unable
+
+TIMEOUT_S = 60.0
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 40
+GAP = " "
+
+Output = Literal["table", "json", "csv"]
+
+
+def answer(api: str, expression: str, span: str | None, step: str | None, output: Output) -> str:
+    """The text to print. Raises Invalid for what the api refuses, Unable where none answers."""
+    result = _ask(api, expression, span, step)
+    if output == "json":
+        return json.dumps(result, indent=2)
+    return _csv(result) if output == "csv" else _table(result)
+
+
+def _ask(api: str, expression: str, span: str | None, step: str | None) -> dict[str, Any]:
+    path, form = "query", {"query": expression}
+    if span is not None:
+        seconds = _span(span).total_seconds()
+        if seconds <= 0:
+            raise Invalid("--range: expected more than 0s")
+        now = time.time()
+        given = step or f"{max(1, round(seconds / 240))}s"
+        path = "query_range"
+        form |= {"start": str(now - seconds), "end": str(now), "step": given}
+    elif step is not None:
+        raise Invalid("--step: only with --range")
+    data = urllib.parse.urlencode(form).encode()
+    try:
+        with urllib.request.urlopen(f"{_address(api)}/api/v1/{path}", data, TIMEOUT_S) as reply:
+            body = json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Invalid(_refusal(error)) from error
+    except (OSError, ValueError) as error:
+        raise Unable(f"no api answers at {api}: {error}") from error
+    data_: dict[str, Any] = body["data"]
+    return data_
+
+
+def _span(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise Invalid(f"--range: {error}") from error
+
+
+def _address(api: str) -> str:
+    return (api if "://" in api else f"http://{api}").rstrip("/")
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    try:
+        said = json.load(error)["error"]
+    except (ValueError, KeyError, TypeError):
+        said = f"HTTP status {error.code}"
+    return str(said)
+
+
+def series_text(metric: Mapping[str, str]) -> str:
+    """`name{label="value"}`, labels sorted."""
+    labels = ",".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}"
+        for name, value in sorted(metric.items())
+        if name != "__name__"
+    )
+    return f"{metric.get('__name__', '')}{{{labels}}}" if labels else metric.get("__name__", "{}")
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    kind, items = result["resultType"], result["result"]
+    if kind in ("scalar", "string"):
+        return str(items[1])
+    if not items:
+        return "no result"
+    if kind == "vector":
+        return _aligned([[series_text(item["metric"]), item["value"][1]] for item in items])
+    rows = [["series", "", "last", "min", "max"]]
+    for item in items:
+        values = [float(value) for _, value in item["values"]]
+        numbers = (values[-1], min(values), max(values))
+        shown = [f"{number:.6g}" for number in numbers]
+        rows.append([series_text(item["metric"]), sparkline(values), *shown])
+    return _aligned(rows)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The course of values in at most SPARK_WIDTH characters; what is no number is a gap."""
+    groups = min(len(values), SPARK_WIDTH)
+    means = []
+    for group in range(groups):
+        part = values[group * len(values) // groups : (group + 1) * len(values) // groups]
+        numbers = [value for value in part if math.isfinite(value)]
+        means.append(sum(numbers) / len(numbers) if numbers else math.nan)
+    known = [mean for mean in means if math.isfinite(mean)]
+    if not known:
+        return GAP * groups
+    low, high = min(known), max(known)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        SPARKS[round((mean - low) * scale)] if math.isfinite(mean) else GAP for mean in means
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *rest = row
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _csv(result: Mapping[str, Any]) -> str:
+    """A row per sample: series, time, value."""
+    items = result["result"]
+    if result["resultType"] in ("scalar", "string"):
+        samples = [("", items)]
+    else:
+        samples = [
+            (series_text(item["metric"]), sample)
+            for item in items
+            for sample in item.get("values", [item.get("value")])
+        ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["series", "time", "value"])
+    for name, (at, value) in samples:
+        writer.writerow([name, rfc3339(round(at * 1_000_000)), value])
+    return text.getvalue().rstrip("\n")
