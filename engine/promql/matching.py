@@ -36,13 +36,14 @@ class _Pairs:
 
     `many` and `one` are positions of the pairs' columns (None: all, as they stand). Several pairs
     may share a group (`groups`), of which at most one may be present at a step: `ambiguous` says
-    that this can occur.
+    that this can occur. `repeated`: several columns of the one side share a key.
     """
 
     many: Indexes | None
     one: Indexes | None
     groups: Indexes
     ambiguous: bool
+    repeated: bool
     columns: Columns
 
 
@@ -53,13 +54,13 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
         return empty_table(len(left.values))
     swapped = matching.many == "right"
     many, one = (right, left) if swapped else (left, right)
-    if len(set(_keys(one.columns, matching))) < len(one.columns):
-        _check_unique(one, many.present, matching)
     drops_name = op in ARITHMETIC or as_bool
     pairs = many.columns.remember(
         ("pairs", one.columns, matching, drops_name),
-        lambda: _pair(many.columns, one.columns, matching, drops_name),
+        lambda: _pair(many, one, matching, drops_name),
     )
+    if pairs.repeated:
+        _check_unique(one, many.present, matching)
     values, present = _taken(many, pairs.many)
     one_values, one_present = _taken(one, pairs.one)
     operands = (one_values, values) if swapped else (values, one_values)
@@ -121,20 +122,24 @@ def _keys(columns: Columns, matching: Matching) -> tuple[Key, ...]:
     )
 
 
-def _pair(many: Columns, one: Columns, matching: Matching, drops_name: bool) -> _Pairs:
+def _pair(many: Table, one: Table, matching: Matching, drops_name: bool) -> _Pairs:
     places: dict[Key, list[int]] = {}
-    for position, key in enumerate(_keys(one, matching)):
+    for position, key in enumerate(_keys(one.columns, matching)):
         places.setdefault(key, []).append(position)
-    count = sum(len(places.get(key, ())) for key in _keys(many, matching))
+    count = sum(len(places.get(key, ())) for key in _keys(many.columns, matching))
     if count > MAX_PAIRS:
+        _check_unique(one, many.present, matching)
         raise QueryError(f"{count} pairs of series match; at most {MAX_PAIRS}")
     found = [
         (position, other, key)
-        for position, key in enumerate(_keys(many, matching))
+        for position, key in enumerate(_keys(many.columns, matching))
         for other in places.get(key, ())
     ]
     columns = Columns(
-        [_result_labels(many[place], one[other], matching) for place, other, _ in found]
+        [
+            _result_labels(many.columns[place], one.columns[other], matching)
+            for place, other, _ in found
+        ]
     )
     if drops_name and NAME not in matching.include:
         columns = nameless(columns)
@@ -143,12 +148,12 @@ def _pair(many: Columns, one: Columns, matching: Matching, drops_name: bool) -> 
         numbers.setdefault((key, identity) if matching.many else key, len(numbers))
         for (_, _, key), identity in zip(found, columns.identities(), strict=True)
     ]
-    several = len(numbers) < len(found)
     return _Pairs(
-        _indexes([position for position, _, _ in found], len(many)),
-        _indexes([other for _, other, _ in found], len(one)),
+        _indexes([position for position, _, _ in found], len(many.columns)),
+        _indexes([other for _, other, _ in found], len(one.columns)),
         np.array(groups, dtype=np.intp),
-        several,
+        len(numbers) < len(found),
+        len(places) < len(one.columns),
         columns,
     )
 
