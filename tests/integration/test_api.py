@@ -147,6 +147,20 @@ async def test_labels_values_and_series_are_found(client: httpx.AsyncClient) -> 
     assert await data("/api/v1/series", **match, **long_ago) == []
 
 
+async def test_metadata_tells_types_and_units(client: httpx.AsyncClient) -> None:
+    everything = (await client.get("/api/v1/metadata")).json()["data"]
+    assert everything["node_load1"] == [{"type": "gauge", "help": "", "unit": ""}]
+    one = (await client.get("/api/v1/metadata", params={"metric": "node_load1"})).json()["data"]
+    assert one.keys() == {"node_load1"}
+    assert len((await client.get("/api/v1/metadata?limit=1")).json()["data"]) == 1
+    assert (await client.get("/api/v1/metadata?limit=0")).status_code == 400
+
+
+async def test_there_are_no_exemplars(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/v1/query_exemplars", params={"query": "node_load1"})
+    assert answer.json() == {"status": "success", "data": []}
+
+
 @pytest.mark.parametrize(
     ("path", "params", "error"),
     [

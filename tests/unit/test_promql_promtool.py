@@ -8,11 +8,8 @@ import math
 import os
 import random
 import re
-import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from engine.promql import Block, QueryError, Vector, parse
 from schemas.values import ABSENT, STALE
@@ -26,14 +23,6 @@ SEED = int(os.environ.get("VERVET_TEST_SEED", "20"))
 
 Series = dict[str, list[float]]
 Answer = dict[frozenset[tuple[str, str]], float]
-
-
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    found = os.environ.get("VERVET_TEST_PROMTOOL") or shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is not installed (Debian: prometheus)")
-    return found
 
 
 def random_series(rng: random.Random) -> Series:
@@ -73,7 +62,7 @@ def with_holes(rng: random.Random, value: float) -> float:
     return ABSENT if kind < 0.06 else STALE if kind < 0.08 else value
 
 
-def test_answers_agree_with_promtool(promtool: str, tmp_path: Path) -> None:
+def test_answers_agree_with_promtool(promtool: Path, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     series = random_series(rng)
     cases = [
@@ -113,7 +102,7 @@ def ours(text: str, at_s: int, columns: Block) -> Answer | str:
 
 
 def asked(
-    promtool: str, tmp_path: Path, series: Series, cases: list[tuple[str, int]]
+    promtool: Path, tmp_path: Path, series: Series, cases: list[tuple[str, int]]
 ) -> list[Answer | str]:
     """What promtool answers to each case: values by series, or the error."""
     lines = [f"evaluation_interval: {STEP_S}s", "tests:", f"- interval: {STEP_S}s"]
