@@ -219,29 +219,38 @@ order by series.id, newest.at desc
 
 GENERATED = "vervet_agent_samples_generated_total"
 DROPPED = "vervet_agent_samples_dropped_total"
+SPOOLED = "vervet_agent_spool_samples"
+
+NEWEST_PROGRESS = """
+select coalesce(sum(samples), 0)::bigint as stored,
+       coalesce(sum(last_samples), 0)::bigint as newest
+from (select distinct on (job, instance) samples, last_samples from agents
+      order by job, instance, last_at desc) newest
+"""
 
 
 async def pipeline(pool: Pool) -> dict[str, int]:
     """The proof: what agents say they generated and dropped, and what is stored of that.
 
-    Counted since each agent's spool began. What is neither stored nor dropped is on its way.
+    Counted since each agent's spool began. In flight is only what agents say that they still hold;
+    what is left over then is unaccounted for, and the reader of these four numbers sees it.
     """
-    said = {GENERATED: 0, DROPPED: 0}
-    for row in await pool.fetch(NEWEST, list(said)):
+    said = {GENERATED: 0, DROPPED: 0, SPOOLED: 0}
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+        rows = await connection.fetch(NEWEST, list(said))
+        progress = await connection.fetchrow(NEWEST_PROGRESS)
+    assert progress is not None, "an aggregate has a row"
+    for row in rows:
         if math.isfinite(row["value"]):
             said[row["metric"]] += int(row["value"])
     # An agent's newest message tells what came before it: what it holds itself is added.
-    stored, newest = await pool.fetchrow(
-        """select coalesce(sum(samples), 0)::bigint, coalesce(sum(last_samples), 0)::bigint
-           from (select distinct on (job, instance) samples, last_samples from agents
-                 order by job, instance, last_at desc) newest"""
-    ) or (0, 0)
-    generated, dropped = said[GENERATED] + newest, said[DROPPED]
+    generated = said[GENERATED] + progress["newest"]
+    rest = generated - said[DROPPED] - progress["stored"]
     return {
         "generated": generated,
-        "stored": stored,
-        "dropped": dropped,
-        "in_flight": max(0, generated - dropped - stored),
+        "stored": progress["stored"],
+        "dropped": said[DROPPED],
+        "in_flight": min(max(0, rest), said[SPOOLED]),
     }
 
 

@@ -147,6 +147,35 @@ async def test_labels_values_and_series_are_found(client: httpx.AsyncClient) -> 
     assert await data("/api/v1/series", **match, **long_ago) == []
 
 
+BOOKS = (
+    Series("vervet_agent_samples_generated_total", {}, "counter"),
+    Series("vervet_agent_samples_dropped_total", {"reason": "full"}, "counter"),
+    Series("vervet_agent_spool_samples", {}, "gauge"),
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "in_flight", "unaccounted"),
+    [((6, 0, 0), 0, 0), ((9, 3, 0), 0, 0), ((9, 0, 3), 3, 0), ((9, 0, 0), 0, 3), ((9, 0, 1), 1, 2)],
+)
+async def test_the_proof_fails_where_samples_are_lost(
+    bus: Bus, database_url: str, said: tuple[float, ...], in_flight: int, unaccounted: int
+) -> None:
+    """Two messages of three samples before the newest, whose numbers tell what should be there."""
+    await store(
+        database_url,
+        *(
+            sample_message(row, at_us=START_US + n, seq=n, series=BOOKS)
+            for n, row in enumerate([(0.0, 0.0, 0.0), (3.0, 0.0, 0.0), said])
+        ),
+    )
+    async with serving(bus, database_url) as opened:
+        proof = (await opened.get("/v1/pipeline")).json()
+    assert (proof["stored"], proof["in_flight"]) == (9, in_flight)
+    accounted = proof["stored"] + proof["dropped"] + proof["in_flight"]
+    assert proof["generated"] - accounted == unaccounted
+
+
 async def test_metadata_tells_types_and_units(client: httpx.AsyncClient) -> None:
     everything = (await client.get("/api/v1/metadata")).json()["data"]
     assert everything["node_load1"] == [{"type": "gauge", "help": "", "unit": ""}]
