@@ -137,7 +137,7 @@ class Store:
     async def _ensure_partitions(self, connection: Connection, wanted: set[int]) -> None:
         for day in sorted(wanted - self._days):
             await connection.execute(
-                "select ensure_partition($1)", EPOCH.date() + timedelta(days=day)
+                "select ensure_partition('frames', $1)", EPOCH + timedelta(days=day)
             )
             self._days.add(day)
 

@@ -1,0 +1,108 @@
+-- Sealed history: closed hours as compressed blocks, their rollups, and the jobs that make them.
+--
+-- An hour, like every span in here, is open on its left: it holds the instants after `start`, up to
+-- and including its end. So a bucket that ends at 10:00 is what a query at 10:00 over 5 m looks at.
+
+-- Which tables are in partitions, and of how many days, counted from 1970-01-01 UTC.
+create table partitioned (
+    parent text primary key,
+    days   integer not null
+);
+insert into partitioned values ('frames', 1);
+
+-- A table in partitions by `by`, each of so many days: a hypertable where TimescaleDB is loaded.
+create function partition_table(parent text, by text, days integer) returns void
+language plpgsql as $$
+begin
+    insert into partitioned values (parent, days);
+    if exists (select from pg_extension where extname = 'timescaledb') then
+        execute format('create table %I (like %I including all)', parent, parent || '_row');
+        perform create_hypertable(parent::regclass, by::name, create_default_indexes => false,
+                                  chunk_time_interval => days * interval '1 day');
+    else
+        execute format('create table %I (like %I including all) partition by range (%I)',
+                       parent, parent || '_row', by);
+    end if;
+    execute format('drop table %I', parent || '_row');
+end $$;
+
+-- One row is a layout's hour: all its frames, in columns (services/sealed.py). Compressed already.
+create table blocks_row (
+    layout_id integer not null,
+    start     timestamptz not null,     -- exclusive
+    rows      integer not null,         -- instants
+    at        bytea not null,           -- the instants
+    data      bytea not null,           -- groups of columns, one after another
+    ends      integer[] not null,       -- where each group ends in `data`, in bytes
+    primary key (layout_id, start)
+);
+alter table blocks_row alter column at set storage external;
+alter table blocks_row alter column data set storage external;
+select partition_table('blocks', 'start', 1);
+
+-- One row is a layout's hour in 12 buckets of 5 minutes. Arrays are series-major: the value of the
+-- series at `position` (from 1) in bucket b (from 0) stands at (position - 1) * 12 + b + 1. A bucket
+-- without samples has count 0, and NaN elsewhere. `increases` are within the bucket, resets
+-- included; from one bucket to the next it is from `lasts` to `firsts`.
+create table rollups_5m_row (
+    layout_id integer not null,
+    start     timestamptz not null,     -- exclusive, of the hour
+    counts    integer[] not null,
+    sums      float8[] not null,
+    mins      float8[] not null,
+    maxs      float8[] not null,
+    firsts    float8[] not null,
+    lasts     float8[] not null,
+    increases float8[] not null,
+    primary key (layout_id, start)
+);
+-- The same: a layout's UTC day in 24 buckets of an hour.
+create table rollups_1h_row (like rollups_5m_row including all);
+select partition_table('rollups_5m', 'start', 7), partition_table('rollups_1h', 'start', 28);
+
+-- Makes the partition that holds an instant; a no-op on a hypertable, which makes its own.
+-- Attaching a finished table locks out neither readers nor writers.
+drop function ensure_partition(date);
+create function ensure_partition(parent text, instant timestamptz) returns void
+language plpgsql as $$
+declare
+    span    interval := (select days * interval '1 day' from partitioned p where p.parent = $1);
+    lower   timestamptz := date_bin(span, instant, '1970-01-01 UTC');
+    name    text := parent || '_' || to_char(lower at time zone 'UTC', 'YYYYMMDD');
+begin
+    if to_regclass(name) is not null
+       or not exists (select from pg_partitioned_table where partrelid = parent::regclass) then
+        return;
+    end if;
+    perform pg_advisory_xact_lock(hashtext('vervet.partitions'));
+    begin
+        execute format('create table %I (like %I including all)', name, parent);
+    exception when duplicate_table then
+        return;  -- who held the lock before us made it; names looked up before are remembered
+    end;
+    execute format('alter table %I attach partition %I for values from (%L) to (%L)',
+                   parent, name, lower, lower + span);
+end $$;
+
+-- How long each tier is kept. Changed at run time: the jobs read it at every run.
+create table retention (
+    tier      text primary key check (tier in ('raw', '5m', '1h')),
+    keep      interval,                 -- null: for ever
+    max_bytes bigint,                   -- null: no bound on size
+    floor     timestamptz not null default '-infinity'  -- what is older was dropped, and stays so
+);
+insert into retention (tier, keep) values ('raw', '15 days'), ('5m', '90 days'), ('1h', '730 days');
+
+-- The scheduled jobs, for readers: what ran last, how it went, how far it has come.
+create table jobs (
+    name        text primary key,
+    every_s     float8 not null,
+    owner       text not null,          -- the worker that ran it last
+    started_at  timestamptz,
+    finished_at timestamptz,            -- before started_at while it runs
+    succeeded_at timestamptz,
+    duration_s  float8,
+    lag_s       float8,                 -- age of the oldest work that it has left
+    progress    text not null default '',
+    error       text not null default ''
+);
