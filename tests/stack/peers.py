@@ -14,6 +14,9 @@ from tests.stack.trees import cache_folder
 
 PEERS: dict[str, tuple[str, str]] = {
     "promtool": ("prometheus", "usr/bin/promtool"),
+    "prometheus": ("prometheus", "usr/bin/prometheus"),
+    "victoria-metrics": ("victoria-metrics", "usr/bin/victoria-metrics"),
+    "influxd": ("influxdb", "usr/bin/influxd"),
     "amtool": ("prometheus-alertmanager", "usr/bin/amtool"),
     "prometheus-node-exporter": ("prometheus-node-exporter", "usr/bin/prometheus-node-exporter"),
 }
