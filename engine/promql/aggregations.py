@@ -63,18 +63,19 @@ def count_values(label: str, table: Table, *, without: bool, labels: tuple[str, 
     if not len(table.columns):
         return empty_table(len(table.values))
     groups = grouped(table.columns, without, labels)
-    tables = [
-        _counted(label, table, members, group)
-        for members, group in zip(groups.members(len(table.columns)), groups.columns, strict=True)
-    ]
+    tables, left = [], MAX_COUNTS
+    for members, group in zip(groups.members(len(table.columns)), groups.columns, strict=True):
+        tables.append(_counted(label, table, members, group, left))
+        left -= tables[-1].values.size
     return united(join_tables(tables, len(table.values)))
 
 
-def _counted(label: str, table: Table, members: Indexes, group: Labels) -> Table:
+def _counted(label: str, table: Table, members: Indexes, group: Labels, left: int) -> Table:
+    """The counts of one group. Raises QueryError where they are more than what is left of all."""
     present = table.present[:, members]
     steps, _ = present.nonzero()
     found, which = np.unique(table.values[:, members][present], return_inverse=True)
-    if len(found) * len(present) > MAX_COUNTS:
+    if len(found) * len(present) > left:
         raise QueryError(
             f"count_values of {len(found)} different values at {len(present)} steps;"
             f" at most {MAX_COUNTS} in all"

@@ -9,6 +9,7 @@ import numpy as np
 from engine.promql import (
     aggregations,
     functions,
+    info,
     matching,
     operators,
     over_time,
@@ -18,10 +19,12 @@ from engine.promql import (
 )
 from engine.promql.blocks import Block, Floats, Instants
 from engine.promql.functions import Value
+from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.nodes import (
     Aggregate,
     Binary,
     Call,
+    Info,
     Negate,
     Node,
     Number,
@@ -46,6 +49,7 @@ class Span(NamedTuple):
     bounds: Bounds
     blocks: Blocks
     known: dict[int, Value] | None
+    limits: Limits = DEFAULT_LIMITS
 
 
 def samples_of(node: RangeSelector | Subquery, span: Span) -> Sequence[Block]:
@@ -56,7 +60,7 @@ def samples_of(node: RangeSelector | Subquery, span: Span) -> Sequence[Block]:
     steps = reading.subquery_steps(node, bounds)
     if not len(steps):
         return []
-    table = evaluate(node.operand, Span(steps, bounds, span.blocks, None))
+    table = evaluate(node.operand, Span(steps, bounds, span.blocks, None, span.limits))
     assert isinstance(table, Table)
     plain = np.where(np.isnan(table.values), np.nan, table.values)
     return [Block(table.columns, steps, np.where(table.present, plain, ABSENT))]
@@ -76,9 +80,11 @@ def evaluate(node: Node, span: Span) -> Value:
     """
     known = span.known
     if known is None:
+        span.limits.check()
         return _EVALUATORS[type(node)](node, span)
     value = known.get(id(node))
     if value is None:
+        span.limits.check()
         value = known[id(node)] = _EVALUATORS[type(node)](node, span)
     return value
 
@@ -96,7 +102,8 @@ def _number(node: Number, span: Span) -> Floats:
 def _selector(node: Selector, span: Span) -> Table:
     bounds = span.bounds
     blocks = span.blocks[reading.select_newest(node, bounds)]
-    return windows.newest(blocks, reading.steps_of(node, span.steps, bounds), bounds.lookback_us)
+    steps = reading.steps_of(node, span.steps, bounds)
+    return windows.newest(blocks, steps, bounds.lookback_us, span.limits)
 
 
 def _aggregate(node: Aggregate, span: Span) -> Table:
@@ -169,6 +176,7 @@ def _over_windows(function: str, arguments: Sequence[Node], span: Span) -> Table
         over_time.FUNCTIONS[function],
         span.steps,
         parameters,
+        span.limits,
     )
 
 
@@ -188,13 +196,24 @@ def _absent_over_time(argument: Node, span: Span) -> Table:
 def _timestamp(argument: Node, span: Span) -> Table:
     """Of a selector, when its samples were taken; of anything else, the instant itself."""
     if isinstance(argument, Selector):
-        blocks = span.blocks[reading.select_newest(argument, span.bounds)]
-        steps = reading.steps_of(argument, span.steps, span.bounds)
-        return windows.instants_of_newest(blocks, steps, span.bounds.lookback_us).without_name()
+        return _instants(argument, span).without_name()
     table = evaluate(argument, span)
     assert isinstance(table, Table)
     now = np.broadcast_to((span.steps / windows.SECOND_US)[:, None], table.values.shape)
     return Table(table.columns, now, table.present).without_name()
+
+
+def _instants(node: Selector, span: Span) -> Table:
+    """When the newest samples of the selected series were taken."""
+    blocks = span.blocks[reading.select_newest(node, span.bounds)]
+    steps = reading.steps_of(node, span.steps, span.bounds)
+    return windows.instants_of_newest(blocks, steps, span.bounds.lookback_us)
+
+
+def _info(node: Info, span: Span) -> Table:
+    base = evaluate(node.operand, span)
+    assert isinstance(base, Table)
+    return info.enriched(base, _instants(node.selector, span), node.selector.matchers)
 
 
 _OF_NODES: dict[str, Callable[[Node, Span], Table]] = {
@@ -220,4 +239,5 @@ _EVALUATORS: dict[type[Node], Callable[[Any, Span], Value]] = {
     Binary: _binary,
     Aggregate: _aggregate,
     Call: _call,
+    Info: _info,
 }

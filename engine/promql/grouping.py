@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.promql.blocks import NAME, Booleans, Columns, Floats, Indexes, Labels
-from engine.promql.tables import Table
+from engine.promql.tables import METADATA, Table, Unnamed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +48,10 @@ def _group(columns: Columns, without: bool, labels: tuple[str, ...]) -> Groups:
         if not members:
             kept.append(label_set)
         members.append(position)
+    for number, members in enumerate(places.values()):
+        shown = not METADATA.isdisjoint(kept[number])
+        if shown and any(isinstance(columns[place], Unnamed) for place in members):
+            kept[number] = Unnamed(kept[number])
     order = [position for members in places.values() for position in members]
     sizes = [len(members) for members in places.values()]
     return Groups(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.promql.blocks import Booleans, Columns, Floats, Indexes, Labels
-from engine.promql.tables import Table, empty_table
+from engine.promql.tables import Table, empty_table, relabelled
 
 ROUNDING = 1e-12
 """Counts that differ by less than this, relative to their sum, are taken as equal."""
@@ -78,7 +78,7 @@ def _families(columns: Columns) -> list[_Family]:
         if bound is not None:
             rest = {name: value for name, value in one.items() if name != "le"}
             key = frozenset(rest.items())
-            labels[key] = rest
+            labels[key] = relabelled(one, rest)
             histograms.setdefault(key, []).append((bound, position))
     families: dict[tuple[float, ...], list[frozenset[tuple[str, str]]]] = {}
     for key, buckets in histograms.items():
@@ -170,6 +170,6 @@ def labelled(table: Table, label: str, value: str) -> Table:
     """The table with one more label on every series."""
     columns = table.columns.remember(
         ("labelled", label, value),
-        lambda: Columns([{**one, label: value} for one in table.columns]),
+        lambda: Columns([relabelled(one, {**one, label: value}) for one in table.columns]),
     )
     return table.renamed(columns)

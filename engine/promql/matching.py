@@ -22,7 +22,15 @@ from engine.promql.errors import QueryError
 from engine.promql.formatting import format_label_set
 from engine.promql.nodes import Matching
 from engine.promql.operators import ARITHMETIC, OPERATORS
-from engine.promql.tables import METADATA, Table, empty_table, join_tables, nameless, united
+from engine.promql.tables import (
+    Table,
+    empty_table,
+    join_tables,
+    relabelled,
+    united,
+    unnamed,
+    without_metadata,
+)
 
 MAX_PAIRS = 1_000_000
 """Pairs of series that may match, each at its own time: `a * on () b` could make any number."""
@@ -54,10 +62,10 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
         return empty_table(len(left.values))
     swapped = matching.many == "right"
     many, one = (right, left) if swapped else (left, right)
-    drops_name = op in ARITHMETIC or as_bool
+    anew = op in ARITHMETIC
     pairs = many.columns.remember(
-        ("pairs", one.columns, matching, drops_name),
-        lambda: _pair(many, one, matching, drops_name),
+        ("pairs", one.columns, matching, anew),
+        lambda: _pair(many, one, matching, anew),
     )
     if pairs.repeated:
         _check_unique(one, many.present, matching)
@@ -68,12 +76,13 @@ def between_vectors(op: str, left: Table, right: Table, matching: Matching, as_b
     present = present & one_present
     if pairs.ambiguous:
         _check_groups(present, pairs.groups, matching)
-    if op in ARITHMETIC or as_bool:
-        values = result.astype(np.float64, copy=False)
-    else:
-        values = operands[0]
-        present = present & result.astype(np.bool_, copy=False)
-    return united(Table(pairs.columns, values, present))
+    if anew:
+        return united(Table(pairs.columns, result.astype(np.float64, copy=False), present))
+    if as_bool:
+        shown = unnamed(pairs.columns)
+        return united(Table(shown, result.astype(np.float64, copy=False), present))
+    present = present & result.astype(np.bool_, copy=False)
+    return united(Table(pairs.columns, operands[0], present))
 
 
 def _filled(left: Table, right: Table, matching: Matching) -> tuple[Table, Table]:
@@ -110,9 +119,7 @@ def _key(labels: Labels, matching: Matching) -> Key:
     pairs = sorted(labels.items())
     if matching.on:
         return tuple(pair for pair in pairs if pair[0] in matching.labels)
-    return tuple(
-        pair for pair in pairs if pair[0] not in METADATA and pair[0] not in matching.labels
-    )
+    return tuple(pair for pair in pairs if pair[0] != NAME and pair[0] not in matching.labels)
 
 
 def _keys(columns: Columns, matching: Matching) -> tuple[Key, ...]:
@@ -122,7 +129,8 @@ def _keys(columns: Columns, matching: Matching) -> tuple[Key, ...]:
     )
 
 
-def _pair(many: Table, one: Table, matching: Matching, drops_name: bool) -> _Pairs:
+def _pair(many: Table, one: Table, matching: Matching, anew: bool) -> _Pairs:
+    """The pairs of two vectors. anew: their results are values of no metric."""
     places: dict[Key, list[int]] = {}
     for position, key in enumerate(_keys(one.columns, matching)):
         places.setdefault(key, []).append(position)
@@ -137,12 +145,10 @@ def _pair(many: Table, one: Table, matching: Matching, drops_name: bool) -> _Pai
     ]
     columns = Columns(
         [
-            _result_labels(many.columns[place], one.columns[other], matching)
+            _result_labels(many.columns[place], one.columns[other], matching, anew)
             for place, other, _ in found
         ]
     )
-    if drops_name and NAME not in matching.include:
-        columns = nameless(columns)
     numbers: dict[object, int] = {}
     groups = [
         numbers.setdefault((key, identity) if matching.many else key, len(numbers))
@@ -162,15 +168,19 @@ def _indexes(positions: list[int], width: int) -> Indexes | None:
     return None if positions == list(range(width)) else np.array(positions, dtype=np.intp)
 
 
-def _result_labels(many: Labels, one: Labels, matching: Matching) -> Labels:
+def _result_labels(many: Labels, one: Labels, matching: Matching, anew: bool) -> Labels:
     """Of a pair matched one to one: what they were matched by; else the many side's labels, with
     those that group_left or group_right copies from the one side."""
+    labels = without_metadata(many) if anew else many
     if matching.many is None:
-        if matching.on:
-            return {name: many[name] for name in matching.labels if name in many}
-        return {name: value for name, value in many.items() if name not in matching.labels}
-    kept = {name: value for name, value in many.items() if name not in matching.include}
-    return kept | {name: one[name] for name in matching.include if one.get(name)}
+        on, listed = matching.on, matching.labels
+        kept = {name: value for name, value in labels.items() if (name in listed) is on}
+        return relabelled(many, kept)
+    kept = {name: value for name, value in labels.items() if name not in matching.include}
+    kept |= {name: one[name] for name in matching.include if one.get(name)}
+    if NAME in matching.include:
+        return relabelled(one, kept)
+    return relabelled(many, kept)
 
 
 def _check_unique(one: Table, many: Booleans, matching: Matching) -> None:

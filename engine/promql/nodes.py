@@ -106,8 +106,16 @@ class Call:
     arguments: tuple["Node", ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Info:
+    """info(): `selector` selects the info series, as of the instants of the operand's selector."""
+
+    operand: "Node"
+    selector: Selector
+
+
 Node: TypeAlias = (
-    Number | Text | Selector | RangeSelector | Subquery | Negate | Binary | Aggregate | Call
+    Number | Text | Selector | RangeSelector | Subquery | Negate | Binary | Aggregate | Call | Info
 )
 
 
@@ -122,5 +130,7 @@ def parts(node: Node) -> tuple[Node, ...]:
             return (operand,) if parameter is None else (parameter, operand)
         case Call(_, arguments):
             return arguments
+        case Info(operand, selector):
+            return (operand, selector)
         case _:
             return ()

@@ -13,11 +13,13 @@ from engine.promql import functions, over_time
 from engine.promql.blocks import NAME
 from engine.promql.complaints import complaint
 from engine.promql.errors import QueryError
+from engine.promql.info import info_matchers
 from engine.promql.matchers import Matcher, MatchOp
 from engine.promql.nodes import (
     Aggregate,
     Binary,
     Call,
+    Info,
     Kind,
     Matching,
     Negate,
@@ -27,6 +29,7 @@ from engine.promql.nodes import (
     Selector,
     Subquery,
     Text,
+    parts,
 )
 from engine.promql.operators import COMPARISONS
 
@@ -45,7 +48,7 @@ FUNCTION_NAMES = frozenset(
         *functions.FUNCTIONS,
         *over_time.FUNCTIONS,
         *("absent", "absent_over_time", "timestamp"),
-        *("start", "end", "range", "step"),
+        *("start", "end", "range", "step", "info"),
     }
 )
 NATIVE_HISTOGRAMS = frozenset(
@@ -225,12 +228,36 @@ def _aggregate(tree: Any, depth: int) -> Aggregate:
     return Aggregate(str(tree.op), _node(tree.expr, depth), without, labels, parameter)
 
 
-def _call(tree: Any, depth: int) -> Call:
+def _call(tree: Any, depth: int) -> Call | Info:
     name = tree.func.name
+    if name == "info":
+        return _info(tree, depth)
     if name not in FUNCTION_NAMES:
         reason = "native histograms are" if name in NATIVE_HISTOGRAMS else "it is"
         raise QueryError(f"function {name}() is not supported: {reason} not built")
     return Call(name, tuple(_node(argument, depth) for argument in tree.args))
+
+
+def _info(tree: Any, depth: int) -> Info:
+    asked: tuple[Matcher, ...] = ()
+    if len(tree.args) > 1:
+        labels = tree.args[1]
+        if type(labels).__name__ != "VectorSelector" or labels.name is not None:
+            raise QueryError("expected label selectors only in the second argument of info()")
+        asked = _selector(labels, depth).matchers
+    operand = _node(tree.args[0], depth)
+    return Info(operand, Selector(info_matchers(asked), *(_reference(operand) or ())))
+
+
+def _reference(node: Node) -> tuple[int, int | Literal["start", "end"] | None] | None:
+    """The offset and `@` of the first selector, those of the subqueries around it added up to the
+    innermost `@`; None where there is no selector."""
+    if isinstance(node, Selector):
+        return node.offset_us, node.pinned
+    found = next(filter(None, map(_reference, parts(node))), None)
+    if isinstance(node, Subquery) and found is not None and found[1] is None:
+        return found[0] + node.offset_us, node.pinned
+    return found
 
 
 _CONVERTERS: dict[str, Callable[[Any, int], Node]] = {

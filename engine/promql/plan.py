@@ -8,10 +8,12 @@ import numpy as np
 from engine.promql.blocks import cell_bits, distinct_blocks
 from engine.promql.errors import QueryError
 from engine.promql.evaluation import Span, evaluate, samples_of, window_ends
+from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.nodes import (
     Aggregate,
     Binary,
     Call,
+    Info,
     Kind,
     Negate,
     Node,
@@ -26,9 +28,6 @@ from schemas.values import ABSENT_BITS, STALE_BITS
 
 DEFAULT_LOOKBACK = timedelta(minutes=5)
 """How old a series' newest sample may be to count as its value; Prometheus' default."""
-
-MAX_STEPS = 11_000
-"""Steps of a range query; Prometheus' bound."""
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -51,16 +50,22 @@ class Query:
         found = selects_of(self.tree, bounds_of(start_us, end_us, self.lookback_us))
         return list(dict.fromkeys(found))
 
-    def instant(self, at_us: int, blocks: Blocks) -> Result:
+    def instant(self, at_us: int, blocks: Blocks, limits: Limits = DEFAULT_LIMITS) -> Result:
         """The answer at one instant. Raises QueryError where the data forbids it."""
-        return Moment(at_us, blocks, self.lookback_us).answer(self)
+        return Moment(at_us, blocks, self.lookback_us, limits).answer(self)
 
-    def range(self, start_us: int, end_us: int, step_us: int, blocks: Blocks) -> Matrix:
+    def range(
+        self,
+        start_us: int,
+        end_us: int,
+        step_us: int,
+        blocks: Blocks,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Matrix:
         """The answer at start, start + step, … up to end. Raises QueryError."""
         if step_us <= 0 or end_us < start_us:
             raise QueryError("a range query needs a step above zero and an end after its start")
-        if (end_us - start_us) // step_us >= MAX_STEPS:
-            raise QueryError(f"more than {MAX_STEPS} steps; use a longer step or a shorter range")
+        limits.check_steps((end_us - start_us) // step_us + 1)
         if self.kind in ("matrix", "string"):
             raise QueryError(
                 f"invalid expression type {self.kind!r} for range query,"
@@ -69,11 +74,11 @@ class Query:
         steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
         with np.errstate(all="ignore"):
             bounds = bounds_of(start_us, end_us, self.lookback_us, step_us)
-            value = evaluate(self.tree, Span(steps, bounds, blocks, None))
+            value = evaluate(self.tree, Span(steps, bounds, blocks, None, limits))
         if isinstance(value, np.ndarray):
             return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
         assert isinstance(value, Table)
-        return matrix_of(value, steps)
+        return matrix_of(value.finished(), steps)
 
 
 def parse(text: str, *, lookback: timedelta = DEFAULT_LOOKBACK) -> Query:
@@ -90,9 +95,11 @@ class Moment:
 
     __slots__ = ("_span",)
 
-    def __init__(self, at_us: int, blocks: Blocks, lookback_us: int) -> None:
+    def __init__(
+        self, at_us: int, blocks: Blocks, lookback_us: int, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         steps = np.array([at_us], dtype=np.int64)
-        self._span = Span(steps, bounds_of(at_us, at_us, lookback_us), blocks, {})
+        self._span = Span(steps, bounds_of(at_us, at_us, lookback_us), blocks, {}, limits)
 
     def answer(self, query: Query) -> Result:
         """The query's answer. Raises QueryError where the data forbids it."""
@@ -103,7 +110,7 @@ class Moment:
         with np.errstate(all="ignore"):
             value = evaluate(query.tree, span)
         if isinstance(value, Table):
-            return vector_of(value, span.bounds.start_us)
+            return vector_of(value.finished(), span.bounds.start_us)
         return value if isinstance(value, str) else Scalar(span.bounds.start_us, float(value[0]))
 
 
@@ -121,7 +128,7 @@ class Parser:
 
     def _shared(self, node: Node) -> Node:
         match node:
-            case Negate(inner) | Subquery(inner):
+            case Negate(inner) | Subquery(inner) | Info(inner):
                 node = replace(node, operand=self._shared(inner))
             case Aggregate(_, inner, _, _, parameter):
                 shared = None if parameter is None else self._shared(parameter)
@@ -149,4 +156,4 @@ def _samples(node: RangeSelector | Subquery, span: Span) -> Matrix:
         values[place] = block.values[rows]
         present[place] = (bits != ABSENT_BITS) & (bits != STALE_BITS)
         tables.append(Table(block.columns, values, present))
-    return matrix_of(join_tables(tables, len(at)), at)
+    return matrix_of(join_tables(tables, len(at)).finished(), at)

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engine.promql.blocks import Columns, Labels
+from engine.promql.blocks import NAME, Columns, Labels
 from engine.promql.captures import Pattern, compiled
 from engine.promql.errors import QueryError
-from engine.promql.tables import Table
+from engine.promql.tables import Table, relabelled
 
 _REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
 
@@ -61,7 +61,8 @@ def label_join(table: Table, target: str, separator: str, *sources: str) -> Tabl
 
 def _with(labels: Labels, name: str, value: str) -> Labels:
     rest = {key: kept for key, kept in labels.items() if key != name}
-    return rest | {name: value} if value else rest
+    changed = rest | {name: value} if value else rest
+    return changed if name == NAME else relabelled(labels, changed)
 
 
 def _check_name(function: str, role: str, name: str) -> None:

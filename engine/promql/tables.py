@@ -1,6 +1,6 @@
 """The value of an expression over a list of instants: one table, whatever the expression."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +12,26 @@ from engine.promql.blocks import (
     Columns,
     Floats,
     Indexes,
+    Labels,
     join_columns,
 )
 from engine.promql.errors import QueryError
 
 METADATA = frozenset({NAME, "__type__", "__unit__"})
 """Labels that describe a metric, and are true of none that is computed from it."""
+
+
+class Unnamed(dict[str, str]):
+    """A label set whose metadata is dropped when the query has been answered, and no sooner, so
+    that until then `label_replace` and groupings can tell series apart by the name.
+
+    Prometheus 3, feature promql-delayed-name-removal.
+    """
+
+
+def relabelled(before: Labels, after: dict[str, str]) -> Labels:
+    """`after` as what a label set became: unnamed in the end, if it was to be before."""
+    return Unnamed(after) if isinstance(before, Unnamed) else after
 
 
 class Table(NamedTuple):
@@ -39,8 +53,14 @@ class Table(NamedTuple):
         return united(Table(columns, self.values, self.present))
 
     def without_name(self) -> "Table":
-        """The same table without metric names."""
-        return self.renamed(nameless(self.columns))
+        """The same table, of which no series keeps its metric name to the end."""
+        return Table(unnamed(self.columns), self.values, self.present)
+
+    def finished(self) -> "Table":
+        """The same cells under the labels that an answer has."""
+        if not self.columns.remember("drops", lambda: [_drops(self.columns)])[0]:
+            return self
+        return self.renamed(self.columns.remember("finished", lambda: _finished(self.columns)))
 
 
 def empty_table(steps: int) -> Table:
@@ -61,12 +81,31 @@ def join_tables(tables: Sequence[Table], steps: int) -> Table:
     )
 
 
-def nameless(columns: Columns) -> Columns:
-    """The columns without their metric names, and without the type and unit that go with them."""
-    return columns.remember(
-        "nameless",
-        lambda: Columns([{k: v for k, v in one.items() if k not in METADATA} for one in columns]),
+def without_metadata(labels: Labels) -> dict[str, str]:
+    """A label set without the metric name, and without the type and unit that go with it."""
+    return {name: value for name, value in labels.items() if name not in METADATA}
+
+
+def unnamed(columns: Columns) -> Columns:
+    """The columns, none of which keeps its metric name to the end."""
+    if not columns.remember("stays", lambda: [_stays(columns)])[0]:
+        return columns
+    return columns.remember("unnamed", lambda: Columns([Unnamed(one) for one in columns]))
+
+
+def _stays(columns: Iterable[Labels]) -> bool:
+    """Whether any has metadata that it keeps."""
+    return any(
+        not isinstance(one, Unnamed) and not METADATA.isdisjoint(one.keys()) for one in columns
     )
+
+
+def _drops(columns: Iterable[Labels]) -> bool:
+    return any(isinstance(one, Unnamed) for one in columns)
+
+
+def _finished(columns: Columns) -> Columns:
+    return Columns([without_metadata(one) if isinstance(one, Unnamed) else one for one in columns])
 
 
 def united(table: Table) -> Table:

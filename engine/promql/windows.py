@@ -4,7 +4,7 @@ Each block is searched once for all its series; the functions work on whole wind
 Windows are open on the left, (t - range, t], as in Prometheus 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,27 +19,22 @@ from engine.promql.blocks import (
     dense_parts,
     distinct_blocks,
 )
-from engine.promql.errors import QueryError
+from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.tables import Table, join_tables
 from schemas.values import ABSENT_BITS, STALE_BITS
 
 SECOND_US = 1_000_000
 
-MAX_CELLS = 50_000_000
-"""Values of one table: 400 MB, as many as Prometheus lets a query load."""
-
-MAX_WORK = 10_000_000_000
-"""Samples that all windows of one block may hold together: about 20 s of a processor."""
-
 GATHERED_CELLS = 1_000_000
 """Values that are copied at once for functions that need a window as a whole: 8 MB."""
 
 
-def newest(blocks: Sequence[Block], steps: Instants, lookback_us: int) -> Table:
+def newest(
+    blocks: Sequence[Block], steps: Instants, lookback_us: int, limits: Limits = DEFAULT_LIMITS
+) -> Table:
     """Each series' newest sample at each step, unless it is older than the lookback or stale."""
     tables = []
-    for block in distinct_blocks(blocks):
-        _check_size(block, steps)
+    for block in _within(limits, blocks, steps):
         if len(steps) == 1 and block.at[-1] <= steps[0] and len(block.at) == 1:
             tables.append(_newest_of_row(block, steps, lookback_us))
             continue
@@ -68,7 +63,9 @@ def _newest_of_row(block: Block, steps: Instants, lookback_us: int) -> Table:
     return Table(block.columns, block.values, present)
 
 
-def instants_of_newest(blocks: Sequence[Block], steps: Instants, lookback_us: int) -> Table:
+def instants_of_newest(
+    blocks: Sequence[Block], steps: Instants, lookback_us: int, limits: Limits = DEFAULT_LIMITS
+) -> Table:
     """When each series' newest sample was taken, in seconds; present as in `newest`."""
     timed = []
     for block in distinct_blocks(blocks):
@@ -76,16 +73,19 @@ def instants_of_newest(blocks: Sequence[Block], steps: Instants, lookback_us: in
         gone = (bits == ABSENT_BITS) | (bits == STALE_BITS)
         instants = np.broadcast_to(_seconds(block.at)[:, None], gone.shape)
         timed.append(Block(block.labels, block.at, np.where(gone, block.values, instants)))
-    return newest(timed, steps, lookback_us)
+    return newest(timed, steps, lookback_us, limits)
 
 
-def _check_size(block: Block, steps: Instants) -> None:
-    """Raises QueryError where a table of the block's series at the steps would be too large."""
-    if len(steps) * len(block.labels) > MAX_CELLS:
-        raise QueryError(
-            f"{len(block.labels)} series at {len(steps)} steps are more than {MAX_CELLS} values;"
-            " narrow the selector, or use a longer step"
-        )
+def _within(limits: Limits, blocks: Sequence[Block], steps: Instants) -> Iterator[Block]:
+    """Blocks of different series, one by one, while the evaluation is to go on.
+
+    Raises QueryError where a table of all of them at the steps would be too large.
+    """
+    distinct = distinct_blocks(blocks)
+    limits.check_cells(sum(len(block.labels) for block in distinct), len(steps))
+    for block in distinct:
+        limits.check()
+        yield block
 
 
 class Windows(NamedTuple):
@@ -102,6 +102,7 @@ class Windows(NamedTuple):
     ends: Instants
     range_us: int
     steps: Instants
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def counts(self) -> Indexes:
@@ -139,21 +140,21 @@ def over_windows(
     function: WindowFunction,
     steps: Instants,
     parameters: Sequence[Floats] = (),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Table:
     """`function` of each series' window at each step. Metric names are kept; drop them after.
 
     ends: where each step's window ends. parameters: the function's other arguments.
     """
     tables = []
-    for block in distinct_blocks(blocks):
-        _check_size(block, steps)
+    for block in _within(limits, blocks, steps):
         shape = (len(steps), len(block.labels))
         values, present = np.empty(shape), np.zeros(shape, dtype=np.bool_)
         for indexes, at, cells in dense_parts(block, keep_stale=False):
             low = at.searchsorted(ends - range_us, side="right")
             high = at.searchsorted(ends, side="right")
             found, there = function(
-                Windows(at, cells, low, high, ends, range_us, steps), *parameters
+                Windows(at, cells, low, high, ends, range_us, steps, limits), *parameters
             )
             if indexes is None:
                 values = found
@@ -176,12 +177,7 @@ the function's other arguments, each (windows,)); gives (windows, columns)."""
 
 def check_work(windows: Windows) -> None:
     """Raises QueryError where all windows together hold too many samples to look at each."""
-    work = int(windows.counts.sum()) * windows.values.shape[1]
-    if work > MAX_WORK:
-        raise QueryError(
-            f"{work} samples in all windows; at most {MAX_WORK}:"
-            " use a shorter range, or a longer step"
-        )
+    windows.limits.check_work(int(windows.counts.sum()) * windows.values.shape[1])
 
 
 def gathered(windows: Windows, function: Gathered, *parameters: Floats) -> Floats:
@@ -194,6 +190,7 @@ def gathered(windows: Windows, function: Gathered, *parameters: Floats) -> Float
         places = np.flatnonzero(counts == count)
         chunk = max(1, GATHERED_CELLS // (int(count) * max(shape[1], 1)))
         for begin in range(0, len(places), chunk):
+            windows.limits.check()
             some = places[begin : begin + chunk]
             rows = windows.low[some][:, None] + np.arange(count)
             at = _seconds(windows.at[rows] - windows.steps[some][:, None])
