@@ -1,17 +1,16 @@
-"""What ingest writes: layouts and series, frames, and each agent's progress."""
+"""What ingest writes: frames, and each agent's progress."""
 
 from collections.abc import Sequence
 from datetime import timedelta
 from io import BytesIO
 
 from schemas.events import AgentStatus
-from schemas.layouts import series_hash
 from services.clock import EPOCH, instant
 from services.database import Connection, Pool
 from services.failpoints import failpoint
+from services.ingest import registry
 from services.ingest.batch import (
     Key,
-    Layout,
     Progress,
     Received,
     RowKey,
@@ -41,20 +40,6 @@ ALREADY_STORED = """
 select layout_id, (extract(epoch from at) * 1000000)::bigint as at_us
 from staging join frames using (layout_id, at)
 where frames.xmin <> pg_current_xact_id()::xid
-"""
-
-REGISTER_SERIES = """
-insert into series (hash, metric, labels, type, unit)
-select * from unnest($1::bytea[], $2::text[], $3::jsonb[], $4::text[], $5::text[]) as s (hash)
-order by hash
-on conflict (hash) do nothing
-"""
-
-REGISTER_LAYOUT_SERIES = """
-insert into layout_series (layout_id, position, series_id)
-select $1, h.position, series.id
-from unnest($2::bytea[]) with ordinality as h (hash, position) join series using (hash)
-on conflict do nothing
 """
 
 SAVE_PROGRESS = """
@@ -126,9 +111,8 @@ class Store:
             for rows in one.frames
             if rows.layout.id is None
         }
-        for _, layout in sorted(new.items()):
-            async with connection.transaction():
-                layout.id = await _register_layout(connection, layout)
+        if new:
+            await registry.register(connection, [layout for _, layout in sorted(new.items())])
         for one in batch:
             for rows in one.frames:
                 if rows.layout.id is None:
@@ -155,35 +139,6 @@ class Store:
             status.interval_s,
             source,
         )
-
-
-async def _register_layout(connection: Connection, layout: Layout) -> int:
-    known = await connection.fetchval("select id from layouts where hash = $1", layout.hash)
-    if known is not None:
-        return int(known)
-    labels = [{**series.labels, **layout.source} for series in layout.series]
-    hashes = [
-        series_hash(series.name, full) for series, full in zip(layout.series, labels, strict=True)
-    ]
-    await connection.execute(
-        REGISTER_SERIES,
-        hashes,
-        [series.name for series in layout.series],
-        labels,
-        [series.type for series in layout.series],
-        [series.unit for series in layout.series],
-    )
-    created = await connection.fetchval(
-        """insert into layouts (hash, source, width) values ($1, $2, $3)
-           on conflict (hash) do nothing returning id""",
-        layout.hash,
-        dict(layout.source),
-        layout.width,
-    )
-    if created is None:
-        created = await connection.fetchval("select id from layouts where hash = $1", layout.hash)
-    await connection.execute(REGISTER_LAYOUT_SERIES, created, hashes)
-    return int(created)
 
 
 async def _save_progress(connection: Connection, agents: dict[Key, Progress]) -> None:
