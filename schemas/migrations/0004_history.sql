@@ -93,16 +93,66 @@ create table retention (
 );
 insert into retention (tier, keep) values ('raw', '15 days'), ('5m', '90 days'), ('1h', '730 days');
 
--- The scheduled jobs, for readers: what ran last, how it went, how far it has come.
+-- The scheduled jobs (services/ingest/jobs.py): what ran last, how it went, how far it has come.
 create table jobs (
     name        text primary key,
     every_s     float8 not null,
     owner       text not null,          -- the worker that ran it last
+    requested_at timestamptz,           -- to be run as soon as it can be
     started_at  timestamptz,
     finished_at timestamptz,            -- before started_at while it runs
     succeeded_at timestamptz,
     duration_s  float8,
     lag_s       float8,                 -- age of the oldest work that it has left
+    failures    integer not null default 0, -- runs begun since the last one that got on
     progress    text not null default '',
     error       text not null default ''
 );
+
+-- The partitions of a table, or its chunks; each holds lower <= `by` < upper.
+create function list_partitions(parent text)
+returns table (name text, lower timestamptz, upper timestamptz, bytes bigint)
+language plpgsql as $$
+begin
+    if exists (select from pg_partitioned_table where partrelid = parent::regclass) then
+        return query
+        select format('%I', relname), begins, begins + days * interval '1 day',
+               coalesce(pg_total_relation_size(oid), 0)
+        from pg_inherits join pg_class on oid = inhrelid
+        cross join lateral (select to_date(right(relname, 8), 'YYYYMMDD')::timestamp
+                                   at time zone 'UTC') as from_name (begins)
+        join partitioned p on p.parent = $1
+        where inhparent = $1::regclass;
+    else
+        return query execute $chunks$
+            select format('%I.%I', chunk_schema, chunk_name), range_start, range_end,
+                   coalesce(pg_total_relation_size(
+                       to_regclass(format('%I.%I', chunk_schema, chunk_name))), 0)
+            from timescaledb_information.chunks
+            where hypertable_schema = current_schema() and hypertable_name = $1
+        $chunks$ using parent;
+    end if;
+end $$;
+
+-- Drops the partition that begins at `lower`. Locks readers and writers out of the table (only of
+-- the chunk on a hypertable), also while it waits for those that are in: set lock_timeout before.
+create function drop_partition(parent text, lower timestamptz) returns void
+language plpgsql as $$
+declare
+    one record;
+begin
+    select * into strict one from list_partitions(parent) p where p.lower = $2;
+    if exists (select from pg_partitioned_table where partrelid = parent::regclass) then
+        execute 'drop table ' || one.name;
+    else
+        perform drop_chunks(parent::regclass, newer_than => one.lower, older_than => one.upper);
+    end if;
+end $$;
+
+-- Grows by one with every transaction that collects unused layouts. A worker that finds it changed
+-- after it wrote rows looks its layouts up again (services/ingest/unused.py).
+create table layouts_collected (
+    singleton boolean primary key default true check (singleton),
+    times     bigint not null default 0
+);
+insert into layouts_collected default values;
