@@ -207,7 +207,8 @@ def _instants(node: Selector, span: Span) -> Table:
     """When the newest samples of the selected series were taken."""
     blocks = span.blocks[reading.select_newest(node, span.bounds)]
     steps = reading.steps_of(node, span.steps, span.bounds)
-    return windows.instants_of_newest(blocks, steps, span.bounds.lookback_us)
+    lookback_us = span.bounds.lookback_us
+    return windows.instants_of_newest(blocks, steps, lookback_us, span.limits)
 
 
 def _info(node: Info, span: Span) -> Table:

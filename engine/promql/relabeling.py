@@ -9,6 +9,9 @@ from engine.promql.captures import Pattern, compiled
 from engine.promql.errors import QueryError
 from engine.promql.tables import Table, relabelled
 
+MAX_VALUE_CHARS = 65_536
+"""Longest label value that a function may make: nested joins double it each time."""
+
 _REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
 
 
@@ -60,6 +63,8 @@ def label_join(table: Table, target: str, separator: str, *sources: str) -> Tabl
 
 
 def _with(labels: Labels, name: str, value: str) -> Labels:
+    if len(value) > MAX_VALUE_CHARS:
+        raise QueryError(f"a label value of {len(value)} characters; at most {MAX_VALUE_CHARS}")
     rest = {key: kept for key, kept in labels.items() if key != name}
     changed = rest | {name: value} if value else rest
     return changed if name == NAME else relabelled(labels, changed)

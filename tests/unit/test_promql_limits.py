@@ -1,0 +1,94 @@
+"""What one evaluation may cost: every bound is named at once, and a stop is heard."""
+
+import numpy as np
+import pytest
+
+from engine.promql import Block, QueryError, parse
+from engine.promql.limits import Limits
+
+SECOND_US = 1_000_000
+HOSTS = 20
+INSTANTS = 100
+
+
+class Stopped(Exception):
+    pass
+
+
+def blocks_of(count: int) -> list[Block]:
+    """`count` layouts of HOSTS series each, at INSTANTS seconds, every value a different one."""
+    at = SECOND_US * np.arange(1, INSTANTS + 1, dtype=np.int64)
+    return [
+        Block(
+            [{"__name__": "x", "host": str(host), "layout": str(n)} for host in range(HOSTS)],
+            at,
+            np.arange(INSTANTS * HOSTS, dtype=np.float64).reshape(INSTANTS, HOSTS),
+        )
+        for n in range(count)
+    ]
+
+
+def evaluate(expression: str, limits: Limits, layouts: int = 2) -> None:
+    query = parse(expression)
+    end_us = INSTANTS * SECOND_US
+    blocks = dict.fromkeys(query.selects(SECOND_US, end_us), blocks_of(layouts))
+    query.range(SECOND_US, end_us, SECOND_US, blocks, limits)
+
+
+@pytest.mark.parametrize(
+    ("expression", "limits", "named"),
+    [
+        ("x", Limits(steps=99), "maximum resolution of 99 points per timeseries: 100 asked"),
+        ("x", Limits(cells=3999), "40 series at 100 steps are more than 3,999 samples"),
+        ("rate(x[5s])", Limits(cells=3999), "40 series at 100 steps are more than 3,999 samples"),
+        ("timestamp(x)", Limits(cells=3999), "more than 3,999 samples"),
+        ("sum(max_over_time(x[100s:1s]))", Limits(cells=4000), "40 series at 199 steps"),
+        ("mad_over_time(x[10s])", Limits(work=1000), "samples in all windows; at most 1,000"),
+    ],
+)
+def test_what_costs_too_much_is_refused_with_the_bound(
+    expression: str, limits: Limits, named: str
+) -> None:
+    with pytest.raises(QueryError, match=named):
+        evaluate(expression, limits)
+
+
+def test_a_bound_holds_for_all_layouts_together() -> None:
+    evaluate("x", Limits(cells=4000))
+    with pytest.raises(QueryError):
+        evaluate("x", Limits(cells=4000), layouts=3)
+
+
+def test_count_values_is_bounded_over_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_group = INSTANTS * INSTANTS
+    monkeypatch.setattr("engine.promql.aggregations.MAX_COUNTS", one_group * HOSTS)
+    evaluate('count_values by (host) ("v", x)', Limits(), layouts=1)
+    monkeypatch.setattr("engine.promql.aggregations.MAX_COUNTS", one_group * HOSTS - 1)
+    with pytest.raises(QueryError, match="count_values of 100 different values"):
+        evaluate('count_values by (host) ("v", x)', Limits(), layouts=1)
+
+
+@pytest.mark.parametrize(
+    ("expression", "checks"),
+    [("x", 2), ("-(-x)", 4), ("rate(x[5s])", 2), ("mad_over_time(x[100s])", 100)],
+)
+def test_a_stop_is_heard_between_nodes_blocks_and_chunks(expression: str, checks: int) -> None:
+    """Counts how often it asks: at the last of so many asks it is told to stop, and does."""
+    left = checks
+
+    def check() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        evaluate(expression, Limits(check=check), layouts=1)
+
+
+def test_nested_joins_cannot_make_a_label_of_any_length() -> None:
+    expression = 'label_replace(x, "host", "long", "host", ".*")'
+    for _ in range(40):
+        expression = f'label_join({expression}, "host", "", "host", "host")'
+    with pytest.raises(QueryError, match="a label value of 131072 characters; at most 65536"):
+        evaluate(expression, Limits(), layouts=1)
