@@ -18,6 +18,7 @@ from schemas.topology import DEAD
 from services import bus
 from services.bus import Delivery, Inbox, Message, TopologyMissing, Unavailable
 from services.bus_rabbit_link import CLOSE_TIMEOUT_S, Link, ask, open_channel, translated
+from services.bus_rabbit_wire import Arrival, Incoming, divert
 from services.runtime import backoff_s
 
 log = structlog.get_logger("vervet.bus")
@@ -28,9 +29,6 @@ WATCH_S = 30.0
 
 SECOND_LOOK_S = 1.0
 """A message that came in between is on its way, and no reason to doubt the subscription."""
-
-BROKER_HEADERS = {"x-delivery-count"}
-"""Headers that the broker adds, which are no part of what was published."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +157,13 @@ class Consumer:
             else:
                 await ask(channel.basic_qos(prefetch_count=source.prefetch))
 
-            async def take(message: DeliveredMessage) -> None:
-                if channel is self._channel:
-                    self._take(message)
+            def take(arrival: Arrival) -> None:
+                if channel is self._channel and isinstance(arrival, Incoming):
+                    self._take(arrival)
 
-            await ask(channel.basic_consume(queue, take, no_ack=source.keys is not None))
+            divert(channel, take)
+            no_ack = source.keys is not None
+            await ask(channel.basic_consume(queue, _taken_already, no_ack=no_ack))
         return cancelled
 
     async def _declare_live(self, channel: Channel, keys: tuple[str, ...]) -> str:
@@ -180,32 +180,12 @@ class Consumer:
             await ask(channel.queue_bind(name, self._source.name, key))
         return name
 
-    def _take(self, message: DeliveredMessage) -> None:
-        frame = message.delivery
-        properties = message.header.properties
-        assert isinstance(frame, commands.Basic.Deliver)
-        tag = self._newest = self._base + (frame.delivery_tag or 0)
+    def _take(self, arrival: Incoming) -> None:
+        tag = self._newest = self._base + arrival.tag
         if self._source.keys is None:
             self._unsettled[tag] = None
-        headers = {
-            name: value
-            for name, value in (properties.headers or {}).items()
-            if isinstance(value, str | int) and name not in BROKER_HEADERS
-        }
-        self._inbox.put(
-            Delivery(
-                Message(
-                    message.body,
-                    properties.content_type or "",
-                    properties.message_id or "",
-                    headers,
-                ),
-                frame.exchange,
-                frame.routing_key or "",
-                bool(frame.redelivered),
-                tag,
-            )
-        )
+        _, redelivered, exchange, key, message = arrival
+        self._inbox.put(Delivery(message, exchange, key, redelivered, tag))
 
     async def _until_lost(self, cancelled: "asyncio.Future[None]") -> None:
         """Wait until the subscription is gone, or stands idle before a queue that is not empty."""
@@ -250,3 +230,8 @@ class Consumer:
         if channel is not None and not channel.is_closed:
             with suppress(Exception):
                 await ask(channel.close(), CLOSE_TIMEOUT_S)
+
+
+async def _taken_already(_: DeliveredMessage) -> None:
+    """What aiormq would be told of, had messages not been diverted from it."""
+    raise AssertionError("a message that was not diverted")

@@ -209,12 +209,6 @@ async def ask(work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T
     return task.result()
 
 
-def is_cancelled() -> bool:
-    """Whether a CancelledError is meant for us, and not just aiormq's word for a lost channel."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
-
-
 async def open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:
     """A channel; with `confirms`, an unroutable publish on it raises. (aio-pika's default is to
     report such a message as delivered.)"""
