@@ -6,7 +6,7 @@ matrix = query.range(start_us, end_us, step_us, blocks)
 """
 
 from engine.promql.blocks import NAME, Block, Columns
-from engine.promql.errors import QueryError
+from engine.promql.errors import QueryError, Unanswered
 from engine.promql.matchers import Matcher, MatchOp, matches, matching_columns
 from engine.promql.plan import DEFAULT_LOOKBACK, Moment, Parser, Query, parse
 from engine.promql.reading import Blocks, Select
@@ -28,6 +28,7 @@ __all__ = [
     "Result",
     "Scalar",
     "Select",
+    "Unanswered",
     "Vector",
     "matches",
     "matching_columns",

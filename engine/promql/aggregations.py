@@ -13,6 +13,7 @@ from engine.promql.blocks import Booleans, Columns, Floats, Indexes, Labels
 from engine.promql.errors import QueryError
 from engine.promql.formatting import format_value
 from engine.promql.grouping import grouped
+from engine.promql.relabeling import is_label
 from engine.promql.tables import Table, empty_table, join_tables, united
 
 MAX_COUNTS = 10_000_000
@@ -59,6 +60,8 @@ def quantile(ratio: Floats, table: Table, *, without: bool, labels: tuple[str, .
 
 def count_values(label: str, table: Table, *, without: bool, labels: tuple[str, ...]) -> Table:
     """How many series of each group have each value, which becomes the label's."""
+    if not is_label(label):
+        raise QueryError(f"invalid label name {label}")
     labels = (*labels, label) if without else tuple(name for name in labels if name != label)
     if not len(table.columns):
         return empty_table(len(table.values))

@@ -1,5 +1,9 @@
-"""The one error of queries."""
+"""Errors of queries."""
 
 
 class QueryError(ValueError):
-    """The query is wrong, or cannot be answered from this data. The text is fit to be shown."""
+    """The query is wrong, unless it is Unanswered. The text is fit to be shown."""
+
+
+class Unanswered(QueryError):
+    """The query is right, but this data, or a bound, forbids an answer."""

@@ -1,12 +1,14 @@
 """A query: an expression, ready to say what it reads and to be answered from what was read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
 
 from engine.promql.blocks import cell_bits, distinct_blocks
-from engine.promql.errors import QueryError
+from engine.promql.errors import QueryError, Unanswered
 from engine.promql.evaluation import Span, evaluate, samples_of, window_ends
 from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.nodes import (
@@ -51,7 +53,7 @@ class Query:
         return list(dict.fromkeys(found))
 
     def instant(self, at_us: int, blocks: Blocks, limits: Limits = DEFAULT_LIMITS) -> Result:
-        """The answer at one instant. Raises QueryError where the data forbids it."""
+        """The answer at one instant. Raises Unanswered where the data forbids it."""
         return Moment(at_us, blocks, self.lookback_us, limits).answer(self)
 
     def range(
@@ -62,7 +64,8 @@ class Query:
         blocks: Blocks,
         limits: Limits = DEFAULT_LIMITS,
     ) -> Matrix:
-        """The answer at start, start + step, … up to end. Raises QueryError."""
+        """The answer at start, start + step, … up to end. Raises QueryError: Unanswered, or of what
+        is asked."""
         if step_us <= 0 or end_us < start_us:
             raise QueryError("a range query needs a step above zero and an end after its start")
         limits.check_steps((end_us - start_us) // step_us + 1)
@@ -72,13 +75,23 @@ class Query:
                 " must be Scalar or instant Vector"
             )
         steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
-        with np.errstate(all="ignore"):
-            bounds = bounds_of(start_us, end_us, self.lookback_us, step_us)
+        bounds = bounds_of(start_us, end_us, self.lookback_us, step_us)
+        with _answering():
             value = evaluate(self.tree, Span(steps, bounds, blocks, None, limits))
-        if isinstance(value, np.ndarray):
-            return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
-        assert isinstance(value, Table)
-        return matrix_of(value.finished(), steps)
+            if isinstance(value, Table):
+                return matrix_of(value.finished(), steps)
+        assert isinstance(value, np.ndarray)
+        return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Whatever fails in here is a right query that has no answer; arithmetic warns of nothing."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except QueryError as error:
+        raise Unanswered(str(error)) from error
 
 
 def parse(text: str, *, lookback: timedelta = DEFAULT_LOOKBACK) -> Query:
@@ -102,15 +115,14 @@ class Moment:
         self._span = Span(steps, bounds_of(at_us, at_us, lookback_us), blocks, {}, limits)
 
     def answer(self, query: Query) -> Result:
-        """The query's answer. Raises QueryError where the data forbids it."""
+        """The query's answer. Raises Unanswered where the data forbids it."""
         span = self._span
-        if isinstance(query.tree, RangeSelector | Subquery):
-            with np.errstate(all="ignore"):
+        with _answering():
+            if isinstance(query.tree, RangeSelector | Subquery):
                 return _samples(query.tree, span)
-        with np.errstate(all="ignore"):
             value = evaluate(query.tree, span)
-        if isinstance(value, Table):
-            return vector_of(value.finished(), span.bounds.start_us)
+            if isinstance(value, Table):
+                return vector_of(value.finished(), span.bounds.start_us)
         return value if isinstance(value, str) else Scalar(span.bounds.start_us, float(value[0]))
 
 

@@ -12,6 +12,7 @@ from engine.promql.tables import Table, relabelled
 MAX_VALUE_CHARS = 65_536
 """Longest label value that a function may make: nested joins double it each time."""
 
+_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 _REFERENCE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
 
 
@@ -71,8 +72,13 @@ def _with(labels: Labels, name: str, value: str) -> Labels:
 
 
 def _check_name(function: str, role: str, name: str) -> None:
-    if not name:
+    if not is_label(name):
         raise QueryError(f"invalid {role} label name in {function}(): {name}")
+
+
+def is_label(name: str) -> bool:
+    """Whether a label may have this name: Prometheus' classic ones, as in every message."""
+    return _NAME.fullmatch(name) is not None
 
 
 def label_order(columns: Sequence[Labels], names: Sequence[str], *, descending: bool) -> list[int]:

@@ -1,11 +1,12 @@
 """Errors over HTTP: Prometheus' envelope under /api/v1, RFC 9457 problem documents elsewhere."""
 
 from http import HTTPStatus
+from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from engine.promql.errors import QueryError
@@ -14,6 +15,50 @@ from services.database import Verdict, verdict
 log = structlog.get_logger("vervet.api")
 
 RETRY_AFTER_S = "2"
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that nginx invented, and Prometheus uses, for a client that went away."""
+
+
+class Refused(Exception):
+    """A request that is not answered. `kind` is Prometheus' errorType; the text is shown."""
+
+    kind = "bad_data"
+    status = 400
+
+
+class BadData(Refused):
+    """A parameter or an expression that can't be used."""
+
+
+class Unprocessable(Refused):
+    """An expression that can't be answered: the data forbids it, or it is past a bound."""
+
+    kind, status = "execution", 422
+
+
+class TimedOut(Refused):
+    """A query that took too long, in the queue or afterwards."""
+
+    kind, status = "timeout", 503
+
+
+class Canceled(Refused):
+    """A query whose client went away."""
+
+    kind, status = "canceled", CLIENT_CLOSED_REQUEST
+
+
+class Busy(Refused):
+    """More queries at once than may wait."""
+
+    kind, status = "unavailable", 503
+
+
+class NotFound(Refused):
+    """A thing that is not there."""
+
+    kind, status = "not_found", 404
 
 
 def prometheus_error(status: int, kind: str, text: str) -> JSONResponse:
@@ -24,12 +69,9 @@ def prometheus_error(status: int, kind: str, text: str) -> JSONResponse:
 
 def problem(status: int, detail: str) -> JSONResponse:
     """An RFC 9457 problem document; its type is the status, which says all there is to say."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
+    body: dict[str, Any] = {"type": "about:blank", "status": status, "detail": detail}
+    if status != CLIENT_CLOSED_REQUEST:
+        body["title"] = HTTPStatus(status).phrase
     return JSONResponse(body, status, headers=_retry(status), media_type="application/problem+json")
 
 
@@ -37,40 +79,45 @@ def _retry(status: int) -> dict[str, str]:
     return {"Retry-After": RETRY_AFTER_S} if status == 503 else {}
 
 
-_KINDS = {404: "not_found", 405: "bad_data", 422: "execution", 503: "unavailable"}
+_KINDS = {404: "not_found", 422: "execution", 500: "internal", 503: "unavailable"}
 
 
-def answer(request: Request, status: int, text: str) -> JSONResponse:
+def answer(request: Request, status: int, text: str, kind: str | None = None) -> Response:
     """The error in the format of the API that was asked."""
-    if request.url.path.startswith("/api/v1/"):
-        return prometheus_error(status, _KINDS.get(status, "bad_data"), text)
+    path = request.url.path
+    if path.startswith("/api/v1/"):
+        return prometheus_error(status, kind or _KINDS.get(status, "bad_data"), text)
+    if path == "/federate":
+        return PlainTextResponse(f"{text}\n", status, headers=_retry(status))
     return problem(status, text)
 
 
 def install(app: FastAPI) -> None:
     """Give `app` an answer for everything that can go wrong in a request."""
 
+    @app.exception_handler(Refused)
+    async def refusal(request: Request, error: Refused) -> Response:
+        return answer(request, error.status, str(error), error.kind)
+
     @app.exception_handler(QueryError)
-    async def wrong_query(request: Request, error: QueryError) -> JSONResponse:
+    async def wrong_query(request: Request, error: QueryError) -> Response:
         return answer(request, 400, str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def wrong_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def wrong_request(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return answer(request, 400, f"{first['loc'][-1]}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+    async def refused(request: Request, error: HTTPException) -> Response:
         return answer(request, error.status_code, str(error.detail))
 
     @app.exception_handler(TimeoutError)
-    async def too_slow(request: Request, error: TimeoutError) -> JSONResponse:
-        if request.url.path.startswith("/api/v1/"):
-            return prometheus_error(503, "timeout", "the query took too long")
-        return problem(503, "the database took too long")
+    async def too_slow(request: Request, error: TimeoutError) -> Response:
+        return answer(request, 503, "the database took too long", TimedOut.kind)
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def failed(request: Request, error: Exception) -> Response:
         if verdict(error) is Verdict.RETRY:
             return answer(request, 503, "the database does not answer; try again")
         log.error("a request failed", path=request.url.path, exc_info=error)

@@ -618,7 +618,6 @@ def test_selects_say_what_must_be_read() -> None:
         ("rate(x)", "expected type matrix"),
         ("x + ", "no expression|unexpected|invalid"),
         ("histogram_avg(x)", r"histogram_avg\(\) is not supported: native histograms"),
-        ("info(x)", r"info\(\) is not supported"),
         ('x{a="b" or c="d"}', "`or` between matchers is not supported yet"),
         ("1 > 2", "comparisons between scalars must use BOOL modifier"),
         ('x{a=~"("}', "illegal regex"),
