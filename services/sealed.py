@@ -1,5 +1,11 @@
-"""Sealed blocks: a layout's hour of frames compressed column by column, exact to the bit."""
+"""Sealed blocks: a layout's hour of frames compressed column by column, exact to the bit.
 
+A column becomes integers (what the exporter counted, where the decimals give that away), then what
+a simple prediction leaves of them, then planes of bytes; the columns of a group share a zstd frame.
+docs/adr/0007-sealed-blocks.md describes the format and why it is so.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,14 +14,77 @@ from numpy.typing import NDArray
 
 from schemas.errors import Invalid
 
-GROUP = 32
-"""Consecutive columns that are compressed as one: what a read of a single series decodes."""
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+Booleans = NDArray[np.bool_]
+
+GROUP = 16
+"""Consecutive columns in one zstd frame: what a read of a single series has to decompress."""
 
 MAX_ROWS = 1 << 20
-"""Instants of one block; far above an hour of one a second."""
+"""Instants in one block: 291 a second for an hour."""
 
-_VERSION = 1
-_LEVEL = 3
+VERSION = b"\1"
+"""The first byte of every group, and of the instants."""
+
+ZSTD_LEVEL = 3
+"""The ADR has the figures of others."""
+
+BATCH_CELLS = 1 << 20
+"""Cells that are sealed at once: bounds memory, to about 100 bytes a cell."""
+
+SAMPLED_ROWS = 16
+"""Rows on which a scale is tried before it is on all."""
+
+MAX_INTEGER = 2.0**61
+"""Scaled integers stay below, so that their differences fit in 64 bits."""
+
+MISFITS = 1 / 16
+"""A scale is taken if it fails for at most so much of a column; these cells are kept apart."""
+
+
+class Scale(NamedTuple):
+    """How integers become values: `integer * times / by / again`; 1.0 is `units` of them."""
+
+    units: float
+    times: float = 1.0
+    by: float = 1.0
+    again: float = 1.0
+
+
+SCALES = (
+    *(Scale(10.0**digits, by=10.0**digits) for digits in range(10)),
+    *(Scale(10.0**digits, times=float(f"1e-{digits}")) for digits in range(1, 10)),
+    Scale(1e6, by=1e3, again=1e3),
+)
+"""A block names its scales by their place in here: append only. Exporters turn ticks into seconds
+by division, by multiplication or in two steps, and these differ in the last bit."""
+
+_FACTORS = np.array([scale[1:] for scale in SCALES])
+_APPLY = (np.multiply, np.divide, np.divide)
+
+BITS = 254
+"""Instead of a scale: the integers are the bits of the values."""
+
+CONSTANT = 255
+"""Instead of a scale: `first` is the bits of every value."""
+
+STEADY, CHANGING, LEVEL = range(3)
+"""What is predicted: the step `base`; the step before; the distance `base` from the first value."""
+
+_COLUMN = np.dtype(
+    [
+        ("scale", "u1"),
+        ("prediction", "u1"),
+        ("width", "u1"),  # planes of bytes that follow, of rows - 1 each, the lowest first
+        ("first", "<i8"),
+        ("divisor", "<i8"),  # of all differences
+        ("base", "<i8"),
+    ]
+)
+_EXCEPTION = np.dtype([("gap", "<u4"), ("bits", "<i8")])
+"""A cell that keeps its bits; gap: cells since the last such one, column after column."""
 
 
 class Sealed(NamedTuple):
@@ -27,55 +96,267 @@ class Sealed(NamedTuple):
     ends: list[int]
 
 
-def seal(at: NDArray[np.int64], values: NDArray[np.float64]) -> Sealed:
+class _Modelled(NamedTuple):
+    """Columns on their way into groups. columns: `_COLUMN` (count,); residuals: (count, rows - 1);
+    exceptions: where cells (count, rows) keep their bits."""
+
+    columns: NDArray[np.void]
+    residuals: NDArray[np.uint64]
+    exceptions: Booleans
+
+
+def seal(at: Integers, values: Floats) -> Sealed:
     """Compresses `values` (rows, width) at the instants `at` (rows,), µs, strictly ascending."""
     rows, width = values.shape
     if at.shape != (rows,) or not 0 < rows <= MAX_ROWS:
-        raise ValueError(f"cannot seal {rows} rows at {len(at)} instants")
-    groups = [
-        _compressed(_columns(values[:, first : first + GROUP])) for first in range(0, width, GROUP)
-    ]
-    ends = np.cumsum([len(group) for group in groups]).tolist()
-    return Sealed(rows, _compressed(at[np.newaxis, :]), b"".join(groups), ends)
+        raise ValueError(f"{rows} rows at {at.shape} instants; expected 1 to {MAX_ROWS}")
+    groups: list[bytes] = []
+    batch = max(1, BATCH_CELLS // (rows * GROUP)) * GROUP
+    for first in range(0, width, batch):
+        columns = np.ascontiguousarray(values[:, first : first + batch].T)
+        groups += _packed(columns.view(np.int64), _model(columns))
+    instants = at[np.newaxis, :]
+    scales = np.full(1, BITS, np.uint8)
+    nothing = np.zeros(instants.shape, np.bool_)
+    (packed,) = _packed(instants, _predict(instants, scales, nothing))
+    return Sealed(rows, packed, b"".join(groups), np.cumsum([len(g) for g in groups]).tolist())
 
 
-def unseal_instants(at: bytes, rows: int) -> NDArray[np.int64]:
+def _model(values: Floats) -> _Modelled:
+    """What to write of columns (count, rows)."""
+    bits = values.view(np.int64)
+    varying = np.flatnonzero((bits != bits[:, :1]).any(axis=1))
+    count, rows = values.shape
+    columns = np.zeros(count, _COLUMN)
+    columns["scale"] = CONSTANT
+    columns["first"] = bits[:, 0]
+    residuals = np.zeros((count, rows - 1), np.uint64)
+    exceptions = np.zeros(values.shape, np.bool_)
+    if varying.size:
+        modelled = _predict(*_scale(values[varying]))
+        columns[varying] = modelled.columns
+        residuals[varying] = modelled.residuals
+        exceptions[varying] = modelled.exceptions
+    return _Modelled(columns, residuals, exceptions)
+
+
+def _scale(values: Floats) -> tuple[Integers, Bytes, Booleans]:
+    """Integers of columns (count, rows), the scale of each column, and where they are not exact."""
+    exceptions = ~np.isfinite(values)
+    values = _filled(values, exceptions)
+    integers = values.view(np.int64).copy()
+    scales = np.full(len(values), BITS, np.uint8)
+    sample = values[:, :: max(1, values.shape[1] // SAMPLED_ROWS)]
+    left = np.arange(len(values))
+    for number, scale in enumerate(SCALES):
+        _, misfits = _scaled(sample[left], scale)
+        likely = left[_few(misfits)]
+        if not likely.size:
+            continue
+        scaled, misfits = _scaled(values[likely], scale)
+        few = _few(misfits)
+        fitting = likely[few]
+        integers[fitting] = _filled(scaled[few], misfits[few]).astype(np.int64)
+        exceptions[fitting] |= misfits[few]
+        scales[fitting] = number
+        left = np.setdiff1d(left, fitting, assume_unique=True)
+    return integers, scales, exceptions
+
+
+def _scaled(values: Floats, scale: Scale) -> tuple[Floats, Booleans]:
+    """Whole numbers for values, and where they don't give the value again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = np.rint(values * scale.units)
+        again = whole * scale.times / scale.by / scale.again
+    fits = (np.abs(whole) < MAX_INTEGER) & (again.view(np.int64) == values.view(np.int64))
+    return whole, ~fits
+
+
+def _few(misfits: Booleans) -> Booleans:
+    few: Booleans = misfits.sum(axis=1) <= misfits.shape[1] * MISFITS
+    return few
+
+
+def _filled(values: Floats, holes: Booleans) -> Floats:
+    """Columns whose holes hold the value before, or the first that there is, or 0."""
+    if not holes.any():
+        return values
+    rows = np.where(holes, np.argmin(holes, axis=1)[:, np.newaxis], np.arange(values.shape[1]))
+    filled = np.take_along_axis(values, np.maximum.accumulate(rows, axis=1), axis=1)
+    filled[holes.all(axis=1)] = 0.0
+    return filled
+
+
+def _predict(integers: Integers, scales: Bytes, exceptions: Booleans) -> _Modelled:
+    """What the best prediction leaves of columns (count, rows). Differences are modulo 2**64."""
+    columns = np.zeros(len(integers), _COLUMN)
+    columns["scale"] = scales
+    columns["first"] = integers[:, 0]
+    steps = np.diff(integers, axis=1)
+    if not steps.size:
+        return _Modelled(columns, steps.view(np.uint64), exceptions)
+    columns["divisor"] = divisor = _divisor(integers, steps)
+    steps //= divisor[:, np.newaxis]
+    levels = np.cumsum(steps, axis=1)
+    changes = np.diff(steps, axis=1, prepend=steps[:, :1])
+    none = np.zeros(len(steps), np.int64)
+    best = np.full(len(steps), np.inf)
+    residuals = np.empty(steps.shape, np.uint64)
+    for prediction, found, base in (
+        (STEADY, steps, none),
+        (STEADY, steps, _median(steps)),
+        (LEVEL, levels, _median(levels)),
+        (CHANGING, changes, steps[:, 0]),
+    ):
+        rest = found if prediction == CHANGING else found - base[:, np.newaxis]
+        folded = ((rest << 1) ^ (rest >> 63)).view(np.uint64)
+        cost = np.log2(folded + 1.0).sum(axis=1)
+        better = cost < best
+        best[better] = cost[better]
+        residuals[better] = folded[better]
+        columns["prediction"][better] = prediction
+        columns["base"][better] = base[better]
+    columns["width"] = _widths(residuals)
+    return _Modelled(columns, residuals, exceptions)
+
+
+def _divisor(integers: Integers, steps: Integers) -> Integers:
+    """Per column, the greatest that divides all steps; 1 where steps may have overflowed."""
+    span = integers.max(axis=1).astype(np.float64) - integers.min(axis=1)
+    divisor: Integers = np.where(span < 2 * MAX_INTEGER, np.gcd.reduce(steps, axis=1), 1)
+    return np.maximum(divisor, 1)
+
+
+def _median(columns: Integers) -> Integers:
+    middle = columns.shape[1] // 2
+    median: Integers = np.partition(columns, middle, axis=1)[:, middle]
+    return median
+
+
+def _widths(residuals: NDArray[np.uint64]) -> Bytes:
+    """Bytes that the greatest of each column takes."""
+    least = np.left_shift(np.uint64(1), np.arange(0, 64, 8, dtype=np.uint64))
+    widths: Bytes = (residuals.max(axis=1)[:, np.newaxis] >= least).sum(axis=1, dtype=np.uint8)
+    return widths
+
+
+def _packed(bits: Integers, modelled: _Modelled) -> Iterator[bytes]:
+    """The groups of columns (count, rows): version, then columns, planes and exceptions in zstd."""
+    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
+    count, rows = bits.shape
+    for first in range(0, count, GROUP):
+        group = slice(first, first + GROUP)
+        columns, residuals = modelled.columns[group], modelled.residuals[group]
+        written = np.arange(8) < columns["width"][:, np.newaxis]
+        planes = residuals.view(np.uint8).reshape(len(columns), rows - 1, 8).swapaxes(1, 2)
+        places = np.flatnonzero(modelled.exceptions[group])
+        kept = np.empty(len(places), _EXCEPTION)
+        kept["gap"] = np.diff(places, prepend=0)
+        kept["bits"] = bits[group].reshape(-1)[places]
+        parts = (_shuffled(columns), planes[written].tobytes(), _shuffled(kept))
+        yield VERSION + compressor.compress(b"".join(parts))
+
+
+def _shuffled(records: NDArray[np.void]) -> bytes:
+    return records.view(np.uint8).reshape(len(records), records.itemsize).T.tobytes()
+
+
+def unseal_instants(at: bytes, rows: int) -> Integers:
     """The instants (rows,), µs. Raises Invalid for what `seal` did not make."""
-    found: NDArray[np.int64] = _expanded(at, rows, 1)[0]
-    return found
+    instants: Integers = _unsealed(at, rows, 1, None).view(np.int64)[0]
+    return instants
 
 
-def unseal_group(data: bytes, rows: int, columns: int) -> NDArray[np.float64]:
-    """The values (rows, columns) of one group. Raises Invalid for what `seal` did not make."""
-    return _expanded(data, rows, columns).view(np.float64).T
+def unseal_group(data: bytes, rows: int, columns: int, only: Sequence[int] | None = None) -> Floats:
+    """The values (rows, columns) of one group, a column contiguous in memory; or of some columns.
+
+    Raises Invalid for what `seal` did not make.
+    """
+    return _unsealed(data, rows, columns, only).T
 
 
-def _columns(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.ascontiguousarray(values.T).view(np.int64)
+def _unsealed(data: bytes, rows: int, count: int, only: Sequence[int] | None) -> Floats:
+    """Columns (chosen, rows) of a group of `count`."""
+    content = _content(data, rows, count)
+    columns, content = _taken(content, count * _COLUMN.itemsize, _COLUMN)
+    if not _possible(columns):
+        raise Invalid("sealed block: columns that cannot be")
+    ends = np.cumsum(columns["width"], dtype=np.int64) * (rows - 1)
+    planes, rest = content[: ends[-1]], content[ends[-1] :]
+    exceptions, _ = _taken(rest, rest.size, _EXCEPTION)
+    chosen = np.arange(count) if only is None else np.asarray(only, np.intp)
+    columns, ends = columns[chosen], ends[chosen]
+    values = np.empty((len(chosen), rows))
+    values.view(np.int64)[:] = columns["first"][:, np.newaxis]
+    varying = np.flatnonzero(columns["scale"] != CONSTANT)
+    if varying.size:
+        values[varying] = _restored(columns[varying], planes, ends[varying], rows)
+    if exceptions.size:
+        places = np.cumsum(exceptions["gap"], dtype=np.int64)
+        if places[-1] >= count * rows:
+            raise Invalid("sealed block: cells that cannot be")
+        index = np.full(count, -1)
+        index[chosen] = np.arange(len(chosen))
+        column, row = index[places // rows], places % rows
+        here = column >= 0
+        values.view(np.int64)[column[here], row[here]] = exceptions["bits"][here]
+    return values
 
 
-def _compressed(columns: NDArray[np.int64]) -> bytes:
-    """Columns (count, rows) of 64 bits as XOR to the value before, in planes of bytes."""
-    bits = columns.astype("<i8")
-    bits[:, 1:] ^= columns[:, :-1]
-    planes = np.ascontiguousarray(bits.reshape(-1).view(np.uint8).reshape(-1, 8).T)
-    return bytes([_VERSION]) + zstandard.ZstdCompressor(level=_LEVEL).compress(planes.tobytes())
-
-
-def _expanded(data: bytes, rows: int, columns: int) -> NDArray[np.int64]:
-    size = rows * columns * 8
+def _content(data: bytes, rows: int, columns: int) -> Bytes:
+    """What is in the zstd frame, of no more bytes than such a group can have."""
     if not 0 < rows <= MAX_ROWS or not 0 < columns <= GROUP:
         raise Invalid(f"sealed block: {rows} rows of {columns} columns")
-    if data[:1] != bytes([_VERSION]):
-        raise Invalid(f"sealed block: version {data[:1].hex() or 'missing'}; expected {_VERSION}")
-    frame = bytes(memoryview(data)[1:])
+    if data[:1] != VERSION:
+        raise Invalid(f"sealed block: version {data[:1].hex() or 'missing'}; expected 01")
+    frame = data[1:]
+    most = columns * (_COLUMN.itemsize + rows * (8 + _EXCEPTION.itemsize))
     try:
-        if zstandard.get_frame_parameters(frame).content_size != size:
-            raise Invalid("sealed block: its size does not fit its rows and columns")
-        planes = zstandard.ZstdDecompressor().decompress(frame)
+        if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
+            raise Invalid("sealed block: more bytes than its cells can take")
+        return np.frombuffer(zstandard.ZstdDecompressor().decompress(frame), np.uint8)
     except zstandard.ZstdError as error:
         raise Invalid(f"sealed block: {error}") from error
-    bits = np.frombuffer(planes, np.uint8).reshape(8, -1).T
-    columns_ = np.ascontiguousarray(bits).view("<i8").reshape(columns, rows)
-    found: NDArray[np.int64] = np.bitwise_xor.accumulate(columns_, axis=1)
-    return found
+
+
+def _taken(data: Bytes, size: int, dtype: np.dtype[np.void]) -> tuple[NDArray[np.void], Bytes]:
+    """The records in the first `size` bytes, and the bytes that follow."""
+    if size > data.size or size % dtype.itemsize:
+        raise Invalid("sealed block: cut short")
+    records = np.ascontiguousarray(data[:size].reshape(dtype.itemsize, -1).T)
+    return records.view(dtype).reshape(-1), data[size:]
+
+
+def _possible(columns: NDArray[np.void]) -> bool:
+    scales = columns["scale"]
+    known = (scales < len(SCALES)) | (scales >= BITS)
+    return bool(known.all() and columns["width"].max() <= 8)
+
+
+def _restored(columns: NDArray[np.void], planes: Bytes, ends: Integers, rows: int) -> Floats:
+    """The values (columns, rows) that columns stand for, exceptions aside."""
+    cells = np.zeros((len(columns), rows, 8), np.uint8)
+    for cell, width, end in zip(cells, columns["width"].tolist(), ends.tolist(), strict=True):
+        if width:
+            written = planes[end - width * (rows - 1) : end]
+            cell[1:, :width] = written.reshape(width, rows - 1).T
+    folded = cells.view(np.uint64)[:, :, 0]
+    integers = (folded >> np.uint64(1)).view(np.int64)
+    integers ^= -(folded & np.uint64(1)).view(np.int64)
+    rest = integers[:, 1:]
+    changing = columns["prediction"] == CHANGING
+    if changing.any():
+        rest[changing] = np.cumsum(rest[changing], axis=1)
+    rest += columns["base"][:, np.newaxis]
+    stepping = columns["prediction"] != LEVEL
+    rest[stepping] = np.cumsum(rest[stepping], axis=1)
+    rest *= columns["divisor"][:, np.newaxis]
+    integers += columns["first"][:, np.newaxis]
+    as_bits = columns["scale"] == BITS
+    scales = np.where(as_bits, 0, columns["scale"])
+    values = integers.astype(np.float64)
+    for factor, apply in zip(_FACTORS[scales].T, _APPLY, strict=True):
+        if (factor != 1.0).any():
+            apply(values, factor[:, np.newaxis], out=values)
+    values[as_bits] = integers[as_bits].view(np.float64)
+    return values
