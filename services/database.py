@@ -6,7 +6,7 @@ data is isolated, and anything else is a defect or a wrong setting that a person
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -110,11 +110,16 @@ async def until_done(work: Callable[[], Awaitable[T]], health: Health) -> T:
 
 
 @asynccontextmanager
-async def open_pool(url: str, *, size: int = 4, read_only: bool = False) -> AsyncIterator[Pool]:
-    """A pool of at most `size` connections, with jsonb as Python values."""
-    settings = {"application_name": "vervet", "jit": "off", "timezone": "UTC"}
+async def open_pool(
+    url: str, *, size: int = 4, read_only: bool = False, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Pool]:
+    """A pool of at most `size` connections, with jsonb as Python values.
+
+    `settings` are the server's, by name, for these connections.
+    """
+    given = {"application_name": "vervet", "jit": "off", "timezone": "UTC", **(settings or {})}
     if read_only:
-        settings |= {"default_transaction_read_only": "on", "statement_timeout": "30s"}
+        given |= {"default_transaction_read_only": "on", "statement_timeout": "30s"}
     pool = await asyncpg.create_pool(
         url,
         min_size=0,
@@ -122,7 +127,7 @@ async def open_pool(url: str, *, size: int = 4, read_only: bool = False) -> Asyn
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,
         max_inactive_connection_lifetime=300.0,
-        server_settings=settings,
+        server_settings=given,
         init=_init_connection,
     )
     try:
