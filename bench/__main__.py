@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import agent, ingest
-from bench.figures import LATEST, Failed, Figure, keep, table
+from bench.figures import LATEST, Failed, Figure, Options, keep, table
 from services.telemetry import configure_logging
 from tests.stack.choice import STACK_VARIABLE, Unavailable, asked_for, refusal
 from tests.stack.process import Say
@@ -25,7 +25,7 @@ from tests.stack.settings import DURABLE_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 
-BENCHMARKS: dict[str, Callable[[Stack, Say, int], Coroutine[Any, Any, list[Figure]]]] = {
+BENCHMARKS: dict[str, Callable[[Stack, Say, Options], Coroutine[Any, Any, list[Figure]]]] = {
     ingest.BENCH: ingest.measure,
     agent.BENCH: agent.measure,
 }
@@ -35,17 +35,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--runs", type=int, default=3, help="of each measurement (default: 3)")
+    parser.add_argument("--full", action="store_true", help="every size, which takes an hour")
     options = parser.parse_args()
     if unknown := set(options.names) - BENCHMARKS.keys():
         parser.error(
             f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
         )
+    asked = Options(options.runs, options.full)
     configure_logging("warning", "text")
     stack = Stack(environment(), _say, DURABLE_SETTINGS)
     figures: list[Figure] = []
     try:
         for name in options.names or BENCHMARKS:
-            figures += asyncio.run(BENCHMARKS[name](stack, _say, options.runs))
+            figures += asyncio.run(BENCHMARKS[name](stack, _say, asked))
             figures.append(_machine(name, stack))
     except (Failed, Unavailable) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.figures import Failed, Figure
+from bench.figures import Failed, Figure, Options
 from bench.processes import cpu_s
 from bench.product import vervet
 from schemas.layouts import decode_layout
@@ -40,8 +40,9 @@ class Window:
     resident_mb: float
 
 
-async def measure(stack: Stack, say: Say, runs: int) -> list[Figure]:
+async def measure(stack: Stack, say: Say, options: Options) -> list[Figure]:
     """Windows of a minute, one after another, of one agent."""
+    runs = options.runs
     with stack.broker().virtual_host() as url, tempfile.TemporaryDirectory() as folder:
         home, log, config = Path(folder) / "home", Path(folder) / "log", Path(folder) / "agent.toml"
         config.touch()

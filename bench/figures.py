@@ -12,6 +12,14 @@ LATEST = Path(__file__).parent / "results" / "latest.jsonl"
 Parameters = Mapping[str, str | int | float]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What was asked for. runs: of each measurement. full: every size, which takes an hour."""
+
+    runs: int = 3
+    full: bool = False
+
+
 class Failed(Exception):
     """The benchmark measured nothing that could be believed; the text says why."""
 

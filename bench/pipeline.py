@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +19,18 @@ import asyncpg
 import psutil
 
 from bench.figures import Failed
-from bench.processes import cpu_of_all_s, peaks_mib
+from bench.hosts import Load
+from bench.processes import Roots, cpu_of_all_s, peaks_mib
 from bench.product import END_TIMEOUT_S, vervet
 from schemas.topology import DEFAULT_PARTITIONS, EVALUATE, SAMPLES, partition_queue
 from services.bus_rabbit import rabbit_bus
-from services.clock import now_us
+from services.clock import instant
 from services.database import Connection
 from services.migrate import prepare
 from tests.stack.broker import Broker
 from tests.stack.database import with_database
 from tests.stack.process import is_alive, tail
 from tests.stack.session import Stack
-
-HISTORY_US = 3_600_000_000
-"""Samples begin this long ago, so that none is in the future."""
 
 STORE_TIMEOUT_S = 300.0
 POLL_S = 0.1
@@ -53,16 +51,17 @@ class Run:
 class Pipeline:
     """What stands between an agent and the tables. roots: pids whose trees are measured."""
 
-    samples_per_message: int
+    load: Load
     broker: Broker
     virtual_host: str
     connection: Connection
     admin: Connection
     publisher: subprocess.Popen[str]
-    worker: psutil.Process
+    workers: Sequence[psutil.Process]
     worker_log: Path
-    roots: Mapping[str, int]
+    roots: Roots
     published: int = 0
+    system: str = "vervet"
 
     async def run(self, messages: int) -> Run:
         """Publish, wait until all is stored and checkpointed, verify that it is. Raises Failed.
@@ -80,7 +79,7 @@ class Pipeline:
         await self._verify()
         await asyncio.to_thread(self._purge)
         used = {name: after[name] - before[name] for name in self.roots}
-        return Run(messages * self.samples_per_message, messages, wall_s, used, peaks)
+        return Run(messages * self.load.samples, messages, wall_s, used, peaks)
 
     def _publish(self, messages: int) -> None:
         assert self.publisher.stdin is not None
@@ -94,7 +93,7 @@ class Pipeline:
     async def _await_stored(self) -> None:
         deadline = time.monotonic() + STORE_TIMEOUT_S
         while (stored := await self._stored_messages()) < self.published:
-            if time.monotonic() > deadline or not is_alive(self.worker):
+            if time.monotonic() > deadline or not all(map(is_alive, self.workers)):
                 state = f"{stored} of {self.published} messages are stored"
                 raise Failed(f"{state}; the worker's log ends:\n{tail(self.worker_log)}")
             await asyncio.sleep(POLL_S)
@@ -107,9 +106,10 @@ class Pipeline:
 
     async def _verify(self) -> None:
         """Raises Failed unless each generated sample is in the database, once."""
-        generated = self.published * self.samples_per_message
+        generated = self.published * self.load.samples
         stored = await self.connection.fetchval(
-            "select coalesce(sum(cardinality(values)), 0)::bigint from frames"
+            "select coalesce(sum(cardinality(values)), 0)::bigint from frames where at >= $1",
+            instant(self.load.first_ms * 1000),
         )
         if stored != generated:
             raise Failed(f"{generated} samples were generated, {stored} are in the database")
@@ -124,16 +124,23 @@ class Pipeline:
 
 @asynccontextmanager
 async def pipeline(
-    stack: Stack, samples_per_message: int, *, evaluator: bool
+    stack: Stack,
+    load: Load,
+    *,
+    evaluator: bool,
+    workers: int = 1,
+    database_url: str | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A pipeline with a virtual host and a database of its own; all of it ends with the block.
 
-    evaluator: whether its queues get their copy of every message.
+    evaluator: whether its queues get their copy of every message. database_url: a migrated
+    database of the stack's, which the caller has filled and keeps.
     """
     broker, database = stack.broker(), stack.database()
     async with AsyncExitStack() as resources:
         broker_url = resources.enter_context(broker.virtual_host())
-        database_url = resources.enter_context(database.empty_database())
+        if database_url is None:
+            database_url = resources.enter_context(database.empty_database())
         name = urlsplit(database_url).path.lstrip("/")
         virtual_host = quote(urlsplit(broker_url).path.lstrip("/"), safe="")
         async with rabbit_bus(broker_url, name="bench") as bus:
@@ -146,43 +153,48 @@ async def pipeline(
         resources.push_async_callback(admin.close)
         log = Path(resources.enter_context(tempfile.TemporaryDirectory())) / "ingest.log"
         urls = {"VERVET_BROKER_URL": broker_url, "VERVET_DATABASE_URL": database_url}
-        worker = resources.enter_context(vervet(stack, "ingest", urls, log))
-        publisher = resources.enter_context(_publisher(broker_url, samples_per_message))
+        ingest = [
+            resources.enter_context(vervet(stack, "ingest", urls, log)) for _ in range(workers)
+        ]
+        about = map(str, (load.samples, load.hosts, load.first_ms))
+        command = [sys.executable, "-m", "bench.publisher", *about]
+        publisher = resources.enter_context(talking(command, {"VERVET_BROKER_URL": broker_url}))
         yield Pipeline(
-            samples_per_message,
+            load,
             broker,
             virtual_host,
             connection,
             admin,
             publisher,
-            worker,
+            ingest,
             log,
             {
-                "publisher": publisher.pid,
-                "broker": broker.pid(),
-                "ingest": worker.pid,
-                "database": database.pid(),
+                "publisher": [publisher.pid],
+                "broker": [broker.pid()],
+                "ingest": [worker.pid for worker in ingest],
+                "database": [database.pid()],
             },
         )
 
 
 @contextmanager
-def _publisher(broker_url: str, samples: int) -> Iterator[subprocess.Popen[str]]:
-    """The publisher's process; it ends when its standard input does."""
-    command = [sys.executable, "-m", "bench.publisher", str(samples), str(now_us() - HISTORY_US)]
+def talking(
+    command: Sequence[str], variables: Mapping[str, str] = {}
+) -> "Iterator[subprocess.Popen[str]]":
+    """A process that goes by the lines of its standard input; it ends when that does."""
     with subprocess.Popen(
         command,
-        env={**os.environ, "VERVET_BROKER_URL": broker_url},
+        env={**os.environ, **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as publisher:
+    ) as process:
         try:
-            yield publisher
+            yield process
         finally:
-            assert publisher.stdin is not None
-            publisher.stdin.close()
+            assert process.stdin is not None
+            process.stdin.close()
             try:
-                publisher.wait(END_TIMEOUT_S)
+                process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                publisher.kill()
+                process.kill()

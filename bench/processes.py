@@ -2,13 +2,21 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 
+Roots = Mapping[str, Sequence[int]]
+"""By name, the processes whose trees are measured together."""
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+IDLE_LOOK_S = 1.0
+IDLE_CORES = 0.03
+"""A server that has nothing to do uses less."""
+
 LOOK_S = 0.5
 """How often memory is looked at; a shorter peak may be missed."""
 
@@ -49,20 +57,32 @@ def memory_mib(root: int) -> float:
     return kib / 1024
 
 
-def cpu_of_all_s(roots: Mapping[str, int]) -> dict[str, float]:
+def cpu_of_all_s(roots: Roots) -> dict[str, float]:
     """cpu_s of several trees, by name."""
-    return {name: cpu_s(root) for name, root in roots.items()}
+    return {name: sum(map(cpu_s, pids)) for name, pids in roots.items()}
+
+
+async def await_idle(root: int, timeout_s: float) -> None:
+    """Return when a tree rests, or when time has run out: what it does later is not waited for."""
+    deadline = time.monotonic() + timeout_s
+    before = cpu_s(root)
+    while time.monotonic() < deadline:
+        await asyncio.sleep(IDLE_LOOK_S)
+        now = cpu_s(root)
+        if now - before <= IDLE_CORES * IDLE_LOOK_S:
+            return
+        before = now
 
 
 @asynccontextmanager
-async def peaks_mib(roots: Mapping[str, int]) -> AsyncIterator[dict[str, float]]:
+async def peaks_mib(roots: Roots) -> AsyncIterator[dict[str, float]]:
     """Yields what becomes the peak memory of each tree while the block runs."""
     peaks = dict.fromkeys(roots, 0.0)
 
     async def look() -> None:
         while True:
-            for name, root in roots.items():
-                peaks[name] = max(peaks[name], memory_mib(root))
+            for name, pids in roots.items():
+                peaks[name] = max(peaks[name], sum(map(memory_mib, pids)))
             await asyncio.sleep(LOOK_S)
 
     task = asyncio.create_task(look(), name="look at memory")

@@ -1,14 +1,14 @@
 """The publisher, a process of its own: for each count on standard input, publish so many messages.
 
-Run as `python -m bench.publisher SAMPLES FIRST_AT_US`, with VERVET_BROKER_URL. Answers every line
-with one, once all are confirmed. Encoding, event loop and bus are the product's.
+Run as `python -m bench.publisher SAMPLES HOSTS FIRST_MS`, with VERVET_BROKER_URL. Answers every
+line with one, once all are confirmed. Encoding, event loop and bus are the product's.
 """
 
 import asyncio
 import os
 import sys
 
-from bench.hosts import Fleet
+from bench.hosts import Fleet, Load
 from schemas.topology import SAMPLES
 from services.bus import Bus
 from services.bus_rabbit import rabbit_bus
@@ -18,8 +18,8 @@ AT_ONCE = 256
 """Publishes under way, about what a few hundred agents have; the bus bounds them as well."""
 
 
-async def main(samples: int, first_at_us: int) -> None:
-    fleet = Fleet(samples, first_at_us)
+async def main(load: Load) -> None:
+    fleet = Fleet(load)
     async with rabbit_bus(os.environ["VERVET_BROKER_URL"], name="bench") as bus:
         while line := await asyncio.to_thread(sys.stdin.readline):
             await publish(bus, fleet, int(line))
@@ -40,4 +40,4 @@ async def publish(bus: Bus, fleet: Fleet, count: int) -> None:
 
 
 if __name__ == "__main__":
-    run_loop(main(int(sys.argv[1]), int(sys.argv[2])))
+    run_loop(main(Load.of(*map(int, sys.argv[1:4]))))

@@ -2,25 +2,39 @@
 
 import asyncio
 import json
+import lzma
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from bench.__main__ import environment
-from bench.figures import Figure, keep, rounded, table
-from bench.hosts import FRAMES, HOSTS, STEP_US, Fleet
-from bench.ingest import figures_of, ratios
+from bench.figures import Figure, Options, keep, rounded, table
+from bench.hosts import (
+    STEP_MS,
+    Fleet,
+    Lines,
+    Load,
+    RemoteWrite,
+    full_labels,
+    line_prefix,
+)
+from bench.ingest import Contender, figures_of, ratios, rounds
 from bench.pipeline import Run
 from bench.processes import cpu_s, memory_mib, peaks_mib
-from schemas.layouts import decode_layout
+from bench.recording import Recording, assemble, read, scrapes, write
+from bench.replay import Replay
+from schemas.layouts import Series, decode_layout
 from schemas.samples import SampleMessage, decode, from_little
+from schemas.values import ABSENT
 from tests.stack.choice import STACK_VARIABLE
 from tests.stack.process import await_condition
+from tests.stack.remote_write import write_request
 
 BUSY = "import time\nwhile time.process_time() < {0}: pass\n"
 
@@ -113,74 +127,199 @@ async def test_the_peak_of_memory_is_seen_while_the_block_runs() -> None:
     code = "import sys\nheld = b'x' * (64 * 1024**2)\nprint(flush=True)\nsys.stdin.read()"
     with spawn(code) as held:
         assert await asyncio.to_thread(await_condition, lambda: memory_mib(held.pid) > 64, 20)
-        async with peaks_mib({"held": held.pid}) as peaks:
+        async with peaks_mib({"held": [held.pid]}) as peaks:
             seen = await asyncio.to_thread(await_condition, lambda: peaks["held"] > 0, 20)
         held.communicate()
     assert seen
     assert 64 < peaks["held"] < 200
 
 
+def load(samples: int, hosts: int = 3, first_ms: int = 1_000_000) -> Load:
+    return Load.of(samples, hosts, first_ms)
+
+
 def messages(fleet: Fleet, count: int) -> list[SampleMessage]:
     return [decode(message.body, message.content_type) for _, message in fleet.messages(count)]
 
 
-def test_a_message_of_the_load_holds_the_samples_that_were_asked_for() -> None:
-    (made,) = messages(Fleet(50, 0), 1)
-    assert len(made.frames) == FRAMES
-    assert sum(len(decode_layout(one.layout)) for one in made.frames) == 50
-    assert sum(len(one.values) for one in made.frames) == 50 * 8
-
-
-def test_samples_that_make_no_whole_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match="55 samples"):
-        Fleet(55, 0)
+@pytest.mark.parametrize("samples", [50, 500, 2000])
+def test_a_message_of_the_load_holds_the_samples_that_were_asked_for(samples: int) -> None:
+    (made,) = messages(Fleet(load(samples)), 1)
+    assert sum(len(decode_layout(one.layout)) for one in made.frames) == samples
+    assert sum(len(one.values) for one in made.frames) == samples * 8
 
 
 def test_hosts_take_turns_and_go_on_where_they_were() -> None:
-    fleet = Fleet(10, 1_000_000)
-    made = messages(fleet, HOSTS + 1) + messages(fleet, HOSTS - 1)
-    assert len({one.message_id for one in made}) == 2 * HOSTS
-    of_one = [one for one in made if one.source["instance"] == "host-0000"]
+    fleet = Fleet(load(50, hosts=3))
+    made = messages(fleet, 4) + messages(fleet, 2)
+    assert len({one.message_id for one in made}) == 6
+    of_one = [one for one in made if one.source["instance"] == "host-00000"]
     assert [one.seq for one in of_one] == [0, 1]
     at = [from_little("q", one.frames[0].at)[0] for one in of_one]
-    assert [later - earlier for earlier, later in pairwise(at)] == [STEP_US]
+    assert [later - earlier for earlier, later in pairwise(at)] == [STEP_MS * 1000]
 
 
 def test_the_load_is_routed_as_an_agents_messages_are() -> None:
-    ((key, message),) = Fleet(10, 0).messages(1)
-    assert key == "node.host-0000"
-    assert message.headers == {"instance": "host-0000"}
-    assert message.message_id.startswith("host-0000/")
+    ((key, message),) = Fleet(load(50)).messages(1)
+    assert key == "node.host-00000"
+    assert message.headers == {"instance": "host-00000"}
+    assert message.message_id.startswith("host-00000/")
 
 
-def run(publisher_s: float, broker_s: float) -> Run:
-    cpu = {"publisher": publisher_s, "broker": broker_s}
-    return Run(1_000_000, 2_000, 4.0, cpu, {"publisher": 10.0, "broker": 20.0})
+def test_a_request_of_remote_write_is_the_one_that_the_plain_encoder_makes() -> None:
+    one = load(50)
+    message = messages(Fleet(one), 5)[4]  # host 1, tick 1
+    samples = [value for part in message.frames for value in from_little("d", part.values)]
+    at_ms = from_little("q", message.frames[0].at)[0] // 1000
+    labels = full_labels(one.series(), dict(message.source))
+    plain = write_request(
+        (names, [(value, at_ms)]) for names, value in zip(labels, samples, strict=True)
+    )
+    assert RemoteWrite(one).body(1, 1) == plain
+
+
+def test_a_line_has_the_value_and_the_instant_of_the_same_tick() -> None:
+    one = load(50)
+    (message,) = messages(Fleet(one), 1)
+    samples = [value for part in message.frames for value in from_little("d", part.values)]
+    lines = Lines(one).body(0, 0).decode().splitlines()
+    assert [float(line.rsplit("value=")[1].split()[0]) for line in lines] == samples
+    assert {line.split()[-1] for line in lines} == {str(one.at_ms(0, 0))}
+
+
+def test_a_line_escapes_what_separates_and_leaves_out_empty_tags() -> None:
+    labels = {"__name__": "m", "b": "x y,z=\\", "a": "", "c": "1"}
+    assert line_prefix(labels) == "m,b=x\\ y\\,z\\=\\\\,c=1 value="
+
+
+def run(publisher_s: float, server_s: float) -> Run:
+    cpu = {"publisher": publisher_s, "server": server_s}
+    return Run(1_000_000, 2_000, 4.0, cpu, {"publisher": 10.0, "server": 20.0})
+
+
+OURS = Contender("vervet", 500, 10_000, "all")
 
 
 def test_processor_time_becomes_microseconds_per_sample() -> None:
     found = {
         (one.figure, one.parameters.get("process")): one.value
-        for one in figures_of([run(0.25, 0.5)], {"queues": "all"}, 1.5)
+        for one in figures_of(OURS, [run(0.25, 0.5)])
     }
     assert found == {
         ("cpu_us_per_sample", "publisher"): 0.25,
-        ("cpu_us_per_sample", "broker"): 0.5,
+        ("cpu_us_per_sample", "server"): 0.5,
         ("server_cpu_us_per_sample", None): 0.5,
         ("all_cpu_us_per_sample", None): 0.75,
         ("messages_per_s", None): 500,
         ("samples_per_s", None): 250_000,
         ("peak_memory", "publisher"): 10,
-        ("peak_memory", "broker"): 20,
+        ("peak_memory", "server"): 20,
     }
 
 
-def test_the_evaluators_copies_are_told_as_a_ratio() -> None:
-    figures = [
-        one
-        for queues, broker_s in (("all", 1.25), ("ingest", 0.5))
-        for one in figures_of(
-            [run(0.25, broker_s)], {"samples_per_message": 500, "queues": queues}, None
-        )
+def test_the_evaluators_copies_and_the_peers_are_told_as_ratios_run_by_run() -> None:
+    found = ratios(
+        {
+            OURS: [run(0.25, 1.0), run(0.25, 1.0)],
+            Contender("vervet", 500, 10_000, "ingest"): [run(0.25, 0.5), run(0.25, 0.5)],
+            Contender("victoria-metrics", 500, 10_000): [run(9.0, 2.0), run(9.0, 4.0)],
+        }
+    )
+    assert [(one.figure, one.parameters["queues"], one.values, one.at_most) for one in found] == [
+        ("server_cpu_by_victoria_metrics", "all", (0.5, 0.25), 0.5),
+        ("server_cpu_by_victoria_metrics", "ingest", (0.25, 0.125), 0.5),
+        ("server_cpu_by_ingest_queue_alone", "all", (2.0, 2.0), None),
     ]
-    assert [one.value for one in ratios(figures)] == [2.0]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_round_of_ingest_has_ours_and_each_contender_once(full: bool) -> None:
+    for contenders in rounds(Options(full=full)):
+        assert contenders[0].system == "vervet"
+        assert len(set(contenders)) == len(contenders)
+
+
+def recording(values: list[list[float]], series: tuple[Series, ...]) -> Recording:
+    at_ms = np.arange(len(values), dtype=np.int64) * 5000 + 1_000
+    return Recording(series, at_ms, np.array(values))
+
+
+COUNTER = Series("node_cpu_seconds_total", {"cpu": "0"}, "counter")
+GAUGE = Series("node_load1", {}, "gauge")
+
+
+def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
+    nan = float("nan")
+    written = recording([[1.5, ABSENT], [nan, -0.0], [ABSENT, 1e300]], (COUNTER, GAUGE))
+    write(written, tmp_path / "a.xz")
+    kept = read(tmp_path / "a.xz")
+    assert kept.series == written.series
+    assert kept.at_ms.tolist() == written.at_ms.tolist()
+    assert kept.values.tobytes() == written.values.tobytes()
+    assert kept.absent().tolist() == [[False, True], [False, False], [True, False]]
+
+
+def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.xz").write_bytes(lzma.compress(b"{}"))
+    with pytest.raises(ValueError, match="is no recording"):
+        read(tmp_path / "a.xz")
+
+
+def test_scrapes_become_columns_with_the_types_of_their_families(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_text(
+        '# at 10.001\n# HELP a x\n# TYPE a summary\na{q="0 1"} 2\na_sum 3\n'
+        "# at 15\n# TYPE b counter\nb 1e3\na_sum 4\n"
+        "# at 20\nhalf"
+    )
+    found = assemble(scrapes(tmp_path / "raw"))
+    assert found.at_ms.tolist() == [10_001, 15_000]
+    assert found.series == (
+        Series("a", {"q": "0 1"}, "summary"),
+        Series("a_sum", {}, "summary"),
+        Series("b", {}, "counter"),
+    )
+    assert found.absent().tolist() == [[False, False, True], [True, False, False]]
+    assert found.values[1].tolist()[1:] == [4.0, 1000.0]
+
+
+def test_a_replay_goes_on_counting_where_the_recording_ends() -> None:
+    replay = Replay(recording([[0.1, 5], [0.25, 7], [0.5, 6]], (COUNTER, GAUGE)), 0, jitter_ms=0)
+    assert replay.values(0, 0, 7).tolist() == [
+        *([0.1, 5], [0.25, 7], [0.5, 6]),
+        *([0.5, 5], [0.65, 7], [0.9, 6]),
+        [0.9, 5],
+    ]
+    assert np.diff(replay.at_ms(0, 0, 7)).tolist() == [5000] * 6
+
+
+def test_hosts_of_a_replay_begin_at_other_places_of_the_recording() -> None:
+    replay = Replay(recording([[float(n), 0] for n in range(9)], (COUNTER, GAUGE)), 0)
+    assert len({replay.values(host, 0, 1)[0, 0] for host in range(9)}) == 9
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_host_is_the_same_however_many_ticks_are_asked_for_at_once(first: int) -> None:
+    replay = Replay(recording([[float(n), 0] for n in range(5)], (COUNTER, GAUGE)), 0)
+    assert replay.values(2, 0, 12)[first:].tolist() == replay.values(2, first, 12 - first).tolist()
+    assert replay.at_ms(2, 0, 12)[first:].tolist() == replay.at_ms(2, first, 12 - first).tolist()
+
+
+def test_a_series_that_comes_and_goes_changes_the_layout_of_its_collector_only() -> None:
+    values = [[0, 1, 2], [0, ABSENT, 2], [0, 1, 2]]
+    columns = (COUNTER, Series("node_cpu_other", {}, "gauge"), Series("node_disk_x", {}, "gauge"))
+    replay = Replay(recording(values, columns), 0)
+    found = [(one.part.collector, one.values.tolist()) for one in replay.pieces(0, 0, 3)]
+    assert sorted(found) == [
+        ("cpu", [[0.0]]),
+        ("cpu", [[0.0, 1.0], [0.0, 1.0]]),
+        ("disk", [[2.0]] * 3),
+    ]
+
+
+def test_the_recording_that_is_shipped_is_of_a_host_at_work() -> None:
+    shipped = read()
+    assert len(shipped.series) > 300
+    assert len(shipped.at_ms) >= 100
+    assert (np.diff(shipped.at_ms) > 0).all()
+    names = {one.name for one in shipped.series}
+    assert {"node_cpu_seconds_total", "node_memory_MemAvailable_bytes"} <= names

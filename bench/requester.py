@@ -1,0 +1,61 @@
+"""The peers' publisher, a process of its own: a request for each tick of each host.
+
+Run as `python -m bench.requester FORM URL SAMPLES HOSTS FIRST_MS`; FORM is remote-write or lines.
+For each count on standard input it makes so many requests and answers `made`; at the next line it
+sends them as fast as they are answered, and answers `published`. They are made beforehand so that
+the sender takes as little as it can of the machine that it shares with the server.
+"""
+
+import http.client
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+from bench.figures import Failed
+from bench.hosts import Lines, Load, RemoteWrite
+from tests.stack.remote_write import HEADERS
+
+CONNECTIONS = 8
+TIMEOUT_S = 120.0
+FORMS: Mapping[str, tuple[type[RemoteWrite] | type[Lines], Mapping[str, str]]] = {
+    "remote-write": (RemoteWrite, HEADERS),
+    "lines": (Lines, {}),
+}
+
+
+def main(form: str, url: str, load: Load) -> None:
+    kind, headers = FORMS[form]
+    bodies = kind(load)
+    # A host's requests stay in order: Prometheus takes no late samples.
+    connections = min(CONNECTIONS, load.hosts)
+    made = 0
+    with ThreadPoolExecutor(connections, thread_name_prefix="sender") as pool:
+        while line := sys.stdin.readline():
+            queues: list[list[bytes]] = [[] for _ in range(connections)]
+            for number in range(made, made + int(line)):
+                tick, host = divmod(number, load.hosts)
+                queues[host % connections].append(bodies.body(host, tick))
+            made += int(line)
+            print("made", flush=True)
+            sys.stdin.readline()
+            list(pool.map(lambda queue: send(url, headers, queue), queues))
+            print("published", flush=True)
+
+
+def send(url: str, headers: Mapping[str, str], bodies: Iterable[bytes]) -> None:
+    """Send requests over one connection. Raises Failed for any that is not taken whole."""
+    parts = urlsplit(url)
+    target = parts._replace(scheme="", netloc="").geturl()
+    connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
+    for body in bodies:
+        connection.request("POST", target, body, dict(headers))
+        answer = connection.getresponse()
+        said = answer.read()
+        if answer.status // 100 != 2:
+            raise Failed(f"{url} answered {answer.status}: {said[:500]!r}")
+    connection.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Load.of(*map(int, sys.argv[3:6])))
