@@ -8,9 +8,9 @@ neither acked nor rejected comes again, to this consumer or to another.
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 from prometheus_client import Counter
 
 from schemas.topology import Topology
@@ -64,18 +64,16 @@ class TopologyMissing(BusError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """What is published. `headers` hold short strings and integers only."""
 
     body: bytes
     content_type: str
     message_id: str
-    headers: Mapping[str, str | int] = field(default_factory=dict)
+    headers: Mapping[str, str | int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A message as a consumer gets it. `tag` identifies it on its consumer."""
 
     message: Message

@@ -4,11 +4,12 @@ A message is checked here, whole, before anything of it is stored, so that what 
 known one message at a time.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,10 +34,10 @@ class Layout:
     series: tuple[Series, ...]
     hash: bytes
     id: int | None = None
+    width: int = field(init=False)
 
-    @property
-    def width(self) -> int:
-        return len(self.series)
+    def __post_init__(self) -> None:
+        self.width = len(self.series)
 
 
 Labels = frozenset[tuple[str, str]]
@@ -46,24 +47,31 @@ class Layouts:
     """Layouts by source and wire bytes, so that each is decoded once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Labels, bytes], Layout] = {}
+        self._sources: dict[Labels, dict[bytes, Layout]] = {}
+        self._count = 0
 
-    def get(self, labels: Labels, data: bytes) -> Layout:
-        """The layout of these bytes, of the source with these labels. Raises Invalid when they are
-        none."""
-        key = (labels, data)
-        known = self._known.get(key)
+    def of(self, labels: Labels) -> dict[bytes, Layout]:
+        """What is known of the source with these labels, by wire bytes."""
+        known = self._sources.get(labels)
         if known is None:
-            series = decode_layout(data)
-            source = dict(labels)
-            known = Layout(source, series, layout_hash(source, series))
-            if len(self._known) >= MAX_CACHED_LAYOUTS:
-                del self._known[next(iter(self._known))]
-            self._known[key] = known
+            known = self._sources[labels] = {}
         return known
 
+    def learn(self, labels: Labels, data: bytes) -> Layout:
+        """The layout of these bytes, of the source with these labels; `of` knows it from now on.
+        Raises Invalid when they are none."""
+        series = decode_layout(data)
+        source = dict(labels)
+        made = Layout(source, series, layout_hash(source, series))
+        self._count += 1
+        if self._count > MAX_CACHED_LAYOUTS:
+            self._sources.clear()
+            self._count = 1
+        self._sources.setdefault(labels, {})[data] = made
+        return made
 
-class Rows(NamedTuple):
+
+class Rows(msgspec.Struct, frozen=True, gc=False):
     """One frame, checked: `at` µs since 1970, `values` (rows, width) float64 bytes.
 
     Instants are ints: a frame has one as a rule, and an array costs microseconds to make and ask.
@@ -105,13 +113,14 @@ def receive(
     frames: list[Rows] = []
     samples, last_at_us = 0, bounds_us[0]
     labels = frozenset(message.source.items())
+    known = layouts.of(labels)
     before = b""
     at: tuple[int, ...] = ()
     for frame in message.frames:
         if frame.at != before:  # the frames of a message are of one instant, as a rule
             before, at = frame.at, _instants(frame, bounds_us)
             last_at_us = max(last_at_us, *at)
-        layout = layouts.get(labels, frame.layout)
+        layout = known.get(frame.layout) or layouts.learn(labels, frame.layout)
         if len(frame.values) != 8 * len(at) * layout.width:
             raise Invalid(
                 f"frame {frame.collector}: values: {len(frame.values)} bytes; expected "
@@ -243,26 +252,16 @@ def _encode_rows(layouts: NDArray[np.int32], at: NDArray[np.int64], values: byte
     return rows.tobytes()
 
 
-@dataclass(slots=True)
-class _Columns:
-    layouts: list[int] = field(default_factory=list)
-    at: list[int] = field(default_factory=list)
-    values: list[bytes] = field(default_factory=list)
-
-
 def encode_copy(frames: Sequence[Rows]) -> bytes:
     """Binary COPY of (layout_id, at, values) rows; no Python object per sample is made."""
-    by_width: dict[int, _Columns] = {}
+    by_width: defaultdict[int, list[Rows]] = defaultdict(list)
     for rows in frames:
-        assert rows.layout.id is not None, "layouts are registered before they are written"
-        columns = by_width.setdefault(rows.layout.width, _Columns())
-        columns.layouts.extend([rows.layout.id] * len(rows.at))
-        columns.at.extend(rows.at)
-        columns.values.append(rows.values)
+        by_width[rows.layout.width].append(rows)
     parts = [COPY_HEADER]
-    for columns in by_width.values():
-        layouts, at = np.array(columns.layouts, np.int32), np.array(columns.at, np.int64)
-        parts.append(_encode_rows(layouts, at, b"".join(columns.values)))
+    for alike in by_width.values():
+        layouts = np.array([one.layout.id for one in alike for _ in one.at], np.int32)
+        at = np.array([instant for one in alike for instant in one.at], np.int64)
+        parts.append(_encode_rows(layouts, at, b"".join([one.values for one in alike])))
     parts.append(COPY_TRAILER)
     return b"".join(parts)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from io import BytesIO
+from typing import Any
 
 from schemas.events import AgentStatus
 from services.clock import EPOCH, instant
@@ -97,7 +97,9 @@ class Store:
 
     async def _merge(self, connection: Connection, rows: bytes) -> set[RowKey]:
         await connection.execute("truncate staging")
-        copied = await connection.copy_to_table("staging", source=BytesIO(rows), format="binary")
+        # Bytes would be taken for a path, and a file would be read by a thread.
+        source: Any = memoryview(rows)
+        copied = await connection.copy_to_table("staging", source=source, format="binary")
         merged = await connection.execute(MERGE)
         if merged.split()[-1] == copied.split()[-1]:
             return set()
