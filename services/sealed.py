@@ -6,7 +6,8 @@ docs/adr/0007-sealed-blocks.md describes the format and why it is so.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import zstandard
@@ -61,9 +62,6 @@ SCALES = (
 """A block names its scales by their place in here: append only. Exporters turn ticks into seconds
 by division, by multiplication or in two steps, and these differ in the last bit."""
 
-_FACTORS = np.array([scale[1:] for scale in SCALES])
-_APPLY = (np.multiply, np.divide, np.divide)
-
 BITS = 254
 """Instead of a scale: the integers are the bits of the values."""
 
@@ -85,6 +83,9 @@ _COLUMN = np.dtype(
 )
 _EXCEPTION = np.dtype([("gap", "<u4"), ("bits", "<i8")])
 """A cell that keeps its bits; gap: cells since the last such one, column after column."""
+
+_SIGNED = np.array([folded >> 1 ^ -(folded & 1) for folded in range(256)])
+_POSITIVE = 2**63 - 1
 
 
 class Sealed(NamedTuple):
@@ -166,7 +167,7 @@ def _scale(values: Floats) -> tuple[Integers, Bytes, Booleans]:
 def _scaled(values: Floats, scale: Scale) -> tuple[Floats, Booleans]:
     """Whole numbers for values, and where they don't give the value again."""
     with np.errstate(over="ignore", invalid="ignore"):
-        whole = np.rint(values * scale.units)
+        whole = np.rint(values * scale.units) + 0.0  # -0.0 is no integer
         again = whole * scale.times / scale.by / scale.again
     fits = (np.abs(whole) < MAX_INTEGER) & (again.view(np.int64) == values.view(np.int64))
     return whole, ~fits
@@ -278,28 +279,24 @@ def unseal_group(data: bytes, rows: int, columns: int, only: Sequence[int] | Non
 def _unsealed(data: bytes, rows: int, count: int, only: Sequence[int] | None) -> Floats:
     """Columns (chosen, rows) of a group of `count`."""
     content = _content(data, rows, count)
-    columns, content = _taken(content, count * _COLUMN.itemsize, _COLUMN)
-    if not _possible(columns):
-        raise Invalid("sealed block: columns that cannot be")
-    ends = np.cumsum(columns["width"], dtype=np.int64) * (rows - 1)
-    planes, rest = content[: ends[-1]], content[ends[-1] :]
-    exceptions, _ = _taken(rest, rest.size, _EXCEPTION)
-    chosen = np.arange(count) if only is None else np.asarray(only, np.intp)
-    columns, ends = columns[chosen], ends[chosen]
+    columns, content = _unshuffled(content, count * _COLUMN.itemsize, _COLUMN)
+    ends = [width * (rows - 1) for width in columns["width"].tolist()]
+    ends = list(accumulate(ends, initial=0))
+    chosen = range(count) if only is None else only
     values = np.empty((len(chosen), rows))
-    values.view(np.int64)[:] = columns["first"][:, np.newaxis]
-    varying = np.flatnonzero(columns["scale"] != CONSTANT)
-    if varying.size:
-        values[varying] = _restored(columns[varying], planes, ends[varying], rows)
+    fields = columns.tolist()
+    exceptions, _ = _unshuffled(content[ends[-1] :], max(0, content.size - ends[-1]), _EXCEPTION)
+    for index, column in enumerate(chosen):
+        _restore(fields[column], content[ends[column] : ends[column + 1]], values[index])
     if exceptions.size:
         places = np.cumsum(exceptions["gap"], dtype=np.int64)
         if places[-1] >= count * rows:
             raise Invalid("sealed block: cells that cannot be")
-        index = np.full(count, -1)
-        index[chosen] = np.arange(len(chosen))
-        column, row = index[places // rows], places % rows
-        here = column >= 0
-        values.view(np.int64)[column[here], row[here]] = exceptions["bits"][here]
+        index_of = np.full(count, -1)
+        index_of[chosen] = np.arange(len(chosen))
+        indexes = index_of[places // rows]
+        here = indexes >= 0
+        values.view(np.int64)[indexes[here], places[here] % rows] = exceptions["bits"][here]
     return values
 
 
@@ -319,44 +316,47 @@ def _content(data: bytes, rows: int, columns: int) -> Bytes:
         raise Invalid(f"sealed block: {error}") from error
 
 
-def _taken(data: Bytes, size: int, dtype: np.dtype[np.void]) -> tuple[NDArray[np.void], Bytes]:
+def _unshuffled(data: Bytes, size: int, dtype: np.dtype[np.void]) -> tuple[Any, Bytes]:
     """The records in the first `size` bytes, and the bytes that follow."""
     if size > data.size or size % dtype.itemsize:
         raise Invalid("sealed block: cut short")
     records = np.ascontiguousarray(data[:size].reshape(dtype.itemsize, -1).T)
-    return records.view(dtype).reshape(-1), data[size:]
+    return records.view(dtype)[:, 0], data[size:]
 
 
-def _possible(columns: NDArray[np.void]) -> bool:
-    scales = columns["scale"]
-    known = (scales < len(SCALES)) | (scales >= BITS)
-    return bool(known.all() and columns["width"].max() <= 8)
+def _restore(column: tuple[int, ...], planes: Bytes, values: Floats) -> None:
+    """Writes to `values` (rows,) what a column's fields and planes stand for, exceptions aside."""
+    scale, prediction, width, first, divisor, base = column
+    if width > 8 or (scale >= len(SCALES) and scale < BITS):
+        raise Invalid("sealed block: a column that cannot be")
+    integers = values.view(np.int64)
+    integers[:] = first
+    if scale == CONSTANT:
+        return
+    rest = _unfolded(planes, width, values.size - 1)
+    if prediction == CHANGING:
+        np.cumsum(rest, out=rest)
+    if base:
+        rest += base
+    if prediction != LEVEL:
+        np.cumsum(rest, out=rest)
+    if divisor != 1:
+        rest *= divisor
+    integers[1:] += rest
+    if scale != BITS:
+        _, times, by, again = SCALES[scale]
+        values[:] = integers
+        for factor, apply in ((times, np.multiply), (by, np.divide), (again, np.divide)):
+            if factor != 1.0:
+                apply(values, factor, out=values)
 
 
-def _restored(columns: NDArray[np.void], planes: Bytes, ends: Integers, rows: int) -> Floats:
-    """The values (columns, rows) that columns stand for, exceptions aside."""
-    cells = np.zeros((len(columns), rows, 8), np.uint8)
-    for cell, width, end in zip(cells, columns["width"].tolist(), ends.tolist(), strict=True):
-        if width:
-            written = planes[end - width * (rows - 1) : end]
-            cell[1:, :width] = written.reshape(width, rows - 1).T
-    folded = cells.view(np.uint64)[:, :, 0]
-    integers = (folded >> np.uint64(1)).view(np.int64)
-    integers ^= -(folded & np.uint64(1)).view(np.int64)
-    rest = integers[:, 1:]
-    changing = columns["prediction"] == CHANGING
-    if changing.any():
-        rest[changing] = np.cumsum(rest[changing], axis=1)
-    rest += columns["base"][:, np.newaxis]
-    stepping = columns["prediction"] != LEVEL
-    rest[stepping] = np.cumsum(rest[stepping], axis=1)
-    rest *= columns["divisor"][:, np.newaxis]
-    integers += columns["first"][:, np.newaxis]
-    as_bits = columns["scale"] == BITS
-    scales = np.where(as_bits, 0, columns["scale"])
-    values = integers.astype(np.float64)
-    for factor, apply in zip(_FACTORS[scales].T, _APPLY, strict=True):
-        if (factor != 1.0).any():
-            apply(values, factor[:, np.newaxis], out=values)
-    values[as_bits] = integers[as_bits].view(np.float64)
-    return values
+def _unfolded(planes: Bytes, width: int, size: int) -> Integers:
+    """The signed integers (size,) of planes of bytes, the lowest first."""
+    if width == 1:
+        return _SIGNED[planes]
+    cells = np.zeros((size, 8), np.uint8)
+    cells[:, :width] = planes.reshape(width, size).T
+    folded = cells.view(np.int64)[:, 0]
+    odd = folded & 1
+    return ((folded >> 1) & _POSITIVE) ^ -odd
