@@ -42,8 +42,10 @@ select partition_table('blocks', 'start', 1);
 
 -- One row is a layout's hour in 12 buckets of 5 minutes. Arrays are series-major: the value of the
 -- series at `position` (from 1) in bucket b (from 0) stands at (position - 1) * 12 + b + 1. A bucket
--- without samples has count 0, and NaN elsewhere. `increases` are within the bucket, resets
--- included; from one bucket to the next it is from `lasts` to `firsts`.
+-- without samples has count and resets 0, and NaN elsewhere. Within a bucket a counter increased by
+-- last - first + reset; from one bucket to the next it is from last to first. So that equal numbers
+-- stand side by side and compress: where `mins` is NaN, the first sample is the least one, and where
+-- `maxs` is NaN, the last is the greatest.
 create table rollups_5m_row (
     layout_id integer not null,
     start     timestamptz not null,     -- exclusive, of the hour
@@ -53,12 +55,80 @@ create table rollups_5m_row (
     maxs      float8[] not null,
     firsts    float8[] not null,
     lasts     float8[] not null,
-    increases float8[] not null,
+    resets    float8[] not null,        -- sum of what was reached at each reset
     primary key (layout_id, start)
 );
+
+-- Faster than PostgreSQL's own compression, at the same size; not every server was built with it.
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['counts', 'sums', 'mins', 'maxs', 'firsts', 'lasts', 'resets'] loop
+        execute format('alter table rollups_5m_row alter column %I set compression lz4', name);
+    end loop;
+exception when feature_not_supported or invalid_parameter_value then
+    null;
+end $$;
+
 -- The same: a layout's UTC day in 24 buckets of an hour.
 create table rollups_1h_row (like rollups_5m_row including all);
 select partition_table('rollups_5m', 'start', 7), partition_table('rollups_1h', 'start', 28);
+
+-- Days of which an hour was sealed since their row in `rollups_1h` was computed, if it was at all.
+-- A day that stands here is to be read from `rollups_5m`.
+create table days_due (
+    layout_id integer not null,
+    start     timestamptz not null,     -- exclusive
+    primary key (layout_id, start)
+);
+create index days_due_start on days_due (start);
+
+-- For plain SQL, as `samples` is for recent frames. `at` is a bucket's end; `start` is when its row
+-- begins: a condition on it lets the server skip what is older.
+create view rollup_5m as
+select r.start + b.bucket * interval '5 minutes' as at, s.metric, s.labels, b.count, b.sum,
+       case when b.min = 'NaN' then b.first else b.min end as min,
+       case when b.max = 'NaN' then b.last else b.max end as max,
+       b.first, b.last, b.last - b.first + b.reset as increase, r.start
+from rollups_5m r
+join layout_series l on l.layout_id = r.layout_id
+join series s on s.id = l.series_id
+cross join lateral (select l.position * 12 - 11 as low, l.position * 12 as high) p
+cross join lateral unnest(
+    r.counts[p.low:p.high], r.sums[p.low:p.high], r.mins[p.low:p.high], r.maxs[p.low:p.high],
+    r.firsts[p.low:p.high], r.lasts[p.low:p.high], r.resets[p.low:p.high]
+) with ordinality as b (count, sum, min, max, first, last, reset, bucket)
+where b.count > 0;
+
+create view rollup_1h as
+select r.start + b.bucket * interval '1 hour' as at, s.metric, s.labels, b.count, b.sum,
+       case when b.min = 'NaN' then b.first else b.min end as min,
+       case when b.max = 'NaN' then b.last else b.max end as max,
+       b.first, b.last, b.last - b.first + b.reset as increase, r.start
+from rollups_1h r
+join layout_series l on l.layout_id = r.layout_id
+join series s on s.id = l.series_id
+cross join lateral (select l.position * 24 - 23 as low, l.position * 24 as high) p
+cross join lateral unnest(
+    r.counts[p.low:p.high], r.sums[p.low:p.high], r.mins[p.low:p.high], r.maxs[p.low:p.high],
+    r.firsts[p.low:p.high], r.lasts[p.low:p.high], r.resets[p.low:p.high]
+) with ordinality as b (count, sum, min, max, first, last, reset, bucket)
+where b.count > 0;
+
+-- Days (UTC) in which `frames` has rows: one look at the index of each partition.
+create function frames_days() returns setof timestamptz language plpgsql stable as $$
+declare
+    part  regclass;
+    found timestamptz;
+begin
+    for part in select inhrelid from pg_inherits where inhparent = 'frames'::regclass loop
+        execute format('select at from %s order by layout_id, at limit 1', part) into found;
+        if found is not null then
+            return next date_trunc('day', found, 'UTC');
+        end if;
+    end loop;
+end $$;
 
 -- Makes the partition that holds an instant; a no-op on a hypertable, which makes its own.
 -- Attaching a finished table locks out neither readers nor writers.
