@@ -19,6 +19,7 @@ from schemas.samples import Frame, SampleMessage, from_little
 from schemas.values import ABSENT_BITS
 from services.bus import Delivery
 from services.clock import rfc3339
+from services.ingest.settings import IngestSettings
 
 MAX_CACHED_LAYOUTS = 100_000
 """Layouts that a worker remembers by their bytes; a host has about ten."""
@@ -93,6 +94,32 @@ class Received:
     frames: list[Rows]
     samples: int
     last_at_us: int
+
+
+class Batch:
+    """Messages for one transaction."""
+
+    def __init__(self) -> None:
+        self.messages: list[Received] = []
+        self._samples = 0
+        self._rows = 0
+        self._bytes = 0
+
+    def add(self, one: Received) -> None:
+        self.messages.append(one)
+        self._samples += one.samples
+        self._rows += sum(len(rows.at) for rows in one.frames)
+        self._bytes += len(one.delivery.message.body)
+
+    def is_full(self, settings: IngestSettings) -> bool:
+        """Also when it holds half of what the broker lends: the other half is gathered while this
+        one is written."""
+        return (
+            self._samples >= settings.batch_samples
+            or self._rows >= settings.batch_rows
+            or self._bytes >= settings.batch_bytes
+            or len(self.messages) * 2 >= settings.prefetch
+        )
 
 
 @dataclass(frozen=True)

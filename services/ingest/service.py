@@ -21,7 +21,7 @@ from schemas.topology import FLEET_QUEUE, INGEST_QUEUE, Queue, Topology
 from services.bus import BusError, Consumer, Delivery
 from services.clock import now_us
 from services.database import Poisoned, ready_pool, until_done
-from services.ingest.batch import Layouts, Received, Window, receive
+from services.ingest.batch import Batch, Layouts, Received, Window, receive
 from services.ingest.settings import IngestSettings
 from services.ingest.store import Store
 from services.runtime import Context, Health, wait_for_topology
@@ -63,7 +63,7 @@ async def serve(settings: IngestSettings, context: Context) -> None:
 
 
 class Collector:
-    """Gathers checked messages into batches by samples or age."""
+    """Gathers checked messages into batches by samples, rows, bytes or age."""
 
     def __init__(
         self,
@@ -79,29 +79,22 @@ class Collector:
         self._layouts = Layouts()
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
         age_s = self._settings.batch_age / timedelta(seconds=1)
         while True:
-            batch: list[Received] = []
-            samples = 0
-            deadline = None
+            batch = Batch()
             try:
                 async with asyncio.timeout(None) as limit:
-                    while samples < self._settings.batch_samples:
+                    while not batch.is_full(self._settings):
                         one = await self._accept(await self._consumer.receive())
                         if one is None:
                             continue
-                        batch.append(one)
-                        samples += one.samples
-                        if deadline is None:
-                            deadline = loop.time() + age_s
-                            limit.reschedule(deadline)
-                        if len(batch) * 2 >= self._settings.prefetch:
-                            break
+                        if not batch.messages:
+                            limit.reschedule(asyncio.get_running_loop().time() + age_s)
+                        batch.add(one)
             except TimeoutError:
                 pass
-            if batch:
-                await self._batches.put(batch)
+            if batch.messages:
+                await self._batches.put(batch.messages)
 
     async def _accept(self, delivery: Delivery) -> Received | None:
         """The message, checked; None when it went to the dead queue."""

@@ -21,6 +21,17 @@ class IngestSettings(DatabaseSettings):
         ge=1,
         description="samples in one transaction at most; above this a larger batch saves nothing",
     )
+    batch_rows: int = Field(
+        20_000,
+        ge=1,
+        description="rows in one transaction at most, each a frame at an instant: narrow frames "
+        "cost by the row",
+    )
+    batch_bytes: int = Field(
+        32 * 1024**2,
+        ge=1,
+        description="bytes of messages in one transaction at most; two batches are held at once",
+    )
     batch_age: Duration = Field(
         timedelta(milliseconds=250),
         description="how long the first message of a batch waits for more",

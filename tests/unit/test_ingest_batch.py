@@ -1,16 +1,17 @@
 """Batches: what is checked before anything is stored, and how rows become a COPY."""
 
+import struct
 from datetime import timedelta
 
-import numpy as np
 import pytest
 
 from schemas.errors import Invalid
 from schemas.layouts import Series
 from schemas.samples import SampleMessage, from_little
-from schemas.values import ABSENT, ABSENT_BITS, STALE, STALE_BITS
-from services.frames import decode_copy
+from schemas.values import ABSENT, ABSENT_BITS, STALE, STALE_BITS, bits
 from services.ingest.batch import (
+    POSTGRES_EPOCH_US,
+    Batch,
     Layouts,
     Received,
     Window,
@@ -19,6 +20,7 @@ from services.ingest.batch import (
     progress,
     receive,
 )
+from services.ingest.settings import IngestSettings
 from tests.builders import delivery, sample_message
 
 NOW_US = 1_700_000_000_000_000
@@ -76,23 +78,14 @@ def test_a_copy_holds_every_bit_of_every_row() -> None:
         *received(sample_message(range(40), at_us=NOW_US, series=wide)).frames,
     ]
     data = encode_copy(frames[:1])
-    body = _without_layout(data, rows=2, width=2)
-    at, values = decode_copy(body, 2)
-    assert at.tolist() == [NOW_US, NOW_US + 1_000_000]
-    assert values[0, 0] == 1.5
-    assert values.view(np.uint64)[0, 1] == STALE_BITS
-    assert values.view(np.uint64)[1, 1] == 1 << 63
+    first, second = struct.iter_unpack(">hiiiqiiiiii" + "iQ" * 2, data[19:-2])
+    assert [first[4] + POSTGRES_EPOCH_US, second[4] + POSTGRES_EPOCH_US] == [
+        NOW_US,
+        NOW_US + 1_000_000,
+    ]
+    assert (first[12], first[14]) == (bits(1.5), STALE_BITS)
+    assert (second[12], second[14]) == (ABSENT_BITS, 1 << 63)
     assert len(encode_copy(frames)) == len(data) + 46 + 12 * 40
-
-
-def _without_layout(data: bytes, rows: int, width: int) -> bytearray:
-    """The same COPY without its layout_id column, as `decode_copy` reads one."""
-    size = 46 + 12 * width
-    parts = [data[:19]]
-    for index in range(rows):
-        row = data[19 + index * size : 19 + (index + 1) * size]
-        parts += [row[:2], row[10:]]
-    return bytearray(b"".join([*parts, data[-2:]]))
 
 
 def test_one_statement_never_sees_a_key_twice() -> None:
@@ -109,3 +102,19 @@ def test_progress_tells_new_messages_from_repeated_ones() -> None:
     agent = progress(batch, known={(7, NOW_US + 9)})["node", "host-1", "e1"]
     assert (agent.first_seq, agent.last_seq) == (4, 9)
     assert (agent.messages, agent.duplicates, agent.samples) == (2, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"batch_samples": 6}, {"batch_rows": 3}, {"batch_bytes": 1}, {"prefetch": 6}],
+    ids=str,
+)
+def test_a_batch_is_full_at_its_third_message(limit: dict[str, int]) -> None:
+    messages = [received(sample_message([1.0, 2.0], at_us=NOW_US, seq=seq)) for seq in range(3)]
+    if "batch_bytes" in limit:
+        limit = {"batch_bytes": sum(len(one.delivery.message.body) for one in messages)}
+    settings, batch, fills = IngestSettings.model_validate(limit), Batch(), []
+    for one in messages:
+        batch.add(one)
+        fills.append(batch.is_full(settings))
+    assert fills == [False, False, True]
