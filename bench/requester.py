@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from bench.figures import Failed
-from bench.hosts import Lines, Load, RemoteWrite
+from bench.hosts import Load
+from bench.wire import Lines, RemoteWrite
 from tests.stack.remote_write import HEADERS
 
 CONNECTIONS = 8
@@ -26,7 +27,7 @@ FORMS: Mapping[str, tuple[type[RemoteWrite] | type[Lines], Mapping[str, str]]] =
 
 def main(form: str, url: str, load: Load) -> None:
     kind, headers = FORMS[form]
-    bodies = kind(load)
+    encoder = kind()
     # A host's requests stay in order: Prometheus takes no late samples.
     connections = min(CONNECTIONS, load.hosts)
     made = 0
@@ -35,7 +36,8 @@ def main(form: str, url: str, load: Load) -> None:
             queues: list[list[bytes]] = [[] for _ in range(connections)]
             for number in range(made, made + int(line)):
                 tick, host = divmod(number, load.hosts)
-                queues[host % connections].append(bodies.body(host, tick))
+                body = encoder.body(load.source(host), load.pieces(host, tick))
+                queues[host % connections].append(body)
             made += int(line)
             print("made", flush=True)
             sys.stdin.readline()

@@ -15,20 +15,13 @@ import pytest
 
 from bench.__main__ import environment
 from bench.figures import Figure, Options, keep, rounded, table
-from bench.hosts import (
-    STEP_MS,
-    Fleet,
-    Lines,
-    Load,
-    RemoteWrite,
-    full_labels,
-    line_prefix,
-)
+from bench.hosts import STEP_MS, Fleet, Load
 from bench.ingest import Contender, figures_of, ratios, rounds
 from bench.pipeline import Run
 from bench.processes import cpu_s, memory_mib, peaks_mib
 from bench.recording import Recording, assemble, read, scrapes, write
 from bench.replay import Replay
+from bench.wire import Lines, RemoteWrite, full_labels, line_prefix
 from schemas.layouts import Series, decode_layout
 from schemas.samples import SampleMessage, decode, from_little
 from schemas.values import ABSENT
@@ -167,24 +160,37 @@ def test_the_load_is_routed_as_an_agents_messages_are() -> None:
 
 
 def test_a_request_of_remote_write_is_the_one_that_the_plain_encoder_makes() -> None:
+    replay = Replay(read(), 1_700_000_000_000)
+    source = {"job": "node", "instance": "a"}
+    pieces = list(replay.pieces(1, 0, 3))
+    plain = write_request(
+        (labels, list(zip(column.tolist(), piece.at_ms.tolist(), strict=True)))
+        for piece in pieces
+        for labels, column in zip(
+            full_labels(piece.part.series, source), piece.values.T, strict=True
+        )
+    )
+    assert RemoteWrite().body(source, pieces) == plain
+
+
+def test_a_request_has_the_samples_of_the_message_of_the_same_tick() -> None:
     one = load(50)
     message = messages(Fleet(one), 5)[4]  # host 1, tick 1
-    samples = [value for part in message.frames for value in from_little("d", part.values)]
-    at_ms = from_little("q", message.frames[0].at)[0] // 1000
-    labels = full_labels(one.series(), dict(message.source))
-    plain = write_request(
-        (names, [(value, at_ms)]) for names, value in zip(labels, samples, strict=True)
-    )
-    assert RemoteWrite(one).body(1, 1) == plain
+    pieces = list(one.pieces(1, 1))
+    assert [piece.values.tobytes() for piece in pieces] == [part.values for part in message.frames]
+    instants = {from_little("q", part.at)[0] for part in message.frames}
+    assert {int(piece.at_ms[0]) * 1000 for piece in pieces} == instants
 
 
-def test_a_line_has_the_value_and_the_instant_of_the_same_tick() -> None:
-    one = load(50)
-    (message,) = messages(Fleet(one), 1)
-    samples = [value for part in message.frames for value in from_little("d", part.values)]
-    lines = Lines(one).body(0, 0).decode().splitlines()
-    assert [float(line.rsplit("value=")[1].split()[0]) for line in lines] == samples
-    assert {line.split()[-1] for line in lines} == {str(one.at_ms(0, 0))}
+def test_lines_have_every_value_that_is_a_number() -> None:
+    series = (COUNTER, GAUGE)
+    replay = Replay(recording([[0.1, float("nan")], [1e300, -0.0]], series), 5, jitter_ms=0)
+    lines = Lines().body({"instance": "a"}, replay.pieces(0, 0, 2)).decode().splitlines()
+    assert sorted(lines) == [
+        "node_cpu_seconds_total,cpu=0,instance=a value=0.1 5",
+        "node_cpu_seconds_total,cpu=0,instance=a value=1e+300 5005",
+        "node_load1,instance=a value=-0.0 5005",
+    ]
 
 
 def test_a_line_escapes_what_separates_and_leaves_out_empty_tags() -> None:
