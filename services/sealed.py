@@ -38,8 +38,8 @@ BATCH_CELLS = 1 << 20
 SAMPLED_ROWS = 16
 """Rows on which a scale is tried before it is on all."""
 
-MAX_INTEGER = 2.0**61
-"""Scaled integers stay below, so that their differences fit in 64 bits."""
+MAX_INTEGER = 2.0**62
+"""Scaled integers stay below, well inside of 64 bits."""
 
 MISFITS = 1 / 16
 """A scale is taken if it fails for at most so much of a column; these cells are kept apart."""
@@ -196,7 +196,7 @@ def _predict(integers: Integers, scales: Bytes, exceptions: Booleans) -> _Modell
     steps = np.diff(integers, axis=1)
     if not steps.size:
         return _Modelled(columns, steps.view(np.uint64), exceptions)
-    columns["divisor"] = divisor = _divisor(integers, steps)
+    columns["divisor"] = divisor = np.maximum(np.gcd.reduce(steps, axis=1), 1)
     steps //= divisor[:, np.newaxis]
     levels = np.cumsum(steps, axis=1)
     changes = np.diff(steps, axis=1, prepend=steps[:, :1])
@@ -219,13 +219,6 @@ def _predict(integers: Integers, scales: Bytes, exceptions: Booleans) -> _Modell
         columns["base"][better] = base[better]
     columns["width"] = _widths(residuals)
     return _Modelled(columns, residuals, exceptions)
-
-
-def _divisor(integers: Integers, steps: Integers) -> Integers:
-    """Per column, the greatest that divides all steps; 1 where steps may have overflowed."""
-    span = integers.max(axis=1).astype(np.float64) - integers.min(axis=1)
-    divisor: Integers = np.where(span < 2 * MAX_INTEGER, np.gcd.reduce(steps, axis=1), 1)
-    return np.maximum(divisor, 1)
 
 
 def _median(columns: Integers) -> Integers:
@@ -282,10 +275,10 @@ def _unsealed(data: bytes, rows: int, count: int, only: Sequence[int] | None) ->
     columns, content = _unshuffled(content, count * _COLUMN.itemsize, _COLUMN)
     ends = [width * (rows - 1) for width in columns["width"].tolist()]
     ends = list(accumulate(ends, initial=0))
+    exceptions, _ = _unshuffled(content[ends[-1] :], content.size - ends[-1], _EXCEPTION)
     chosen = range(count) if only is None else only
     values = np.empty((len(chosen), rows))
     fields = columns.tolist()
-    exceptions, _ = _unshuffled(content[ends[-1] :], max(0, content.size - ends[-1]), _EXCEPTION)
     for index, column in enumerate(chosen):
         _restore(fields[column], content[ends[column] : ends[column + 1]], values[index])
     if exceptions.size:
@@ -318,7 +311,7 @@ def _content(data: bytes, rows: int, columns: int) -> Bytes:
 
 def _unshuffled(data: Bytes, size: int, dtype: np.dtype[np.void]) -> tuple[Any, Bytes]:
     """The records in the first `size` bytes, and the bytes that follow."""
-    if size > data.size or size % dtype.itemsize:
+    if not 0 <= size <= data.size or size % dtype.itemsize:
         raise Invalid("sealed block: cut short")
     records = np.ascontiguousarray(data[:size].reshape(dtype.itemsize, -1).T)
     return records.view(dtype)[:, 0], data[size:]
