@@ -1,158 +1,238 @@
-"""Reading stored frames: blocks of series by matchers and range, binary all the way.
+"""Reading what is stored: blocks of series by matchers and range, from head and sealed history.
 
 The port between stores and the expression engine is `engine.promql.blocks.Block`; this is the
-database's side of it.
+database's side of it. Nothing here makes an object per sample.
 """
 
-import re
+import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from asyncpg import Record
 
-from engine.promql.blocks import NAME, Block, Columns
+from engine.promql.blocks import Block, Indexes
 from engine.promql.errors import QueryError
-from engine.promql.matchers import Matcher, MatchOp, matches
+from engine.promql.matchers import Matcher
 from services import clock
 from services.database import Connection, Pool
+from services.frame_pieces import (
+    Piece,
+    SealedHour,
+    SealedSpan,
+    Span,
+    block,
+    head_piece,
+    joined,
+    sealed_piece,
+    spans,
+)
+from services.series_lookup import Catalogue, Selected
 
-MAX_SERIES = 50_000
-"""Series that one selector may select; above it the expression is refused, at once."""
 
-MAX_CELLS = 100_000_000
-"""Values that one selector may read: 800 MB, the bound on a query's memory."""
+class Limits(NamedTuple):
+    """Past these an expression is refused: series of one selector, and values (8 bytes each) that
+    a query reads in all, which bound its memory."""
 
-NARROW = 4
-"""Below one in NARROW columns, single values are sent instead of whole rows."""
+    series: int = 50_000
+    cells: int = 100_000_000
 
-_POSTGRES_EPOCH_US = 946_684_800_000_000
-_HEADER_BYTES = 19
-_TRAILER_BYTES = 2
+
+DEFAULT_LIMITS = Limits()
+
+INLINE_CELLS = 20_000
+"""Up to here blocks are put together on the event loop: less work than the way to a thread."""
+
+ASSUMED_ROWS_PER_S = 1.0
+"""Where a selector may read too much even at this rate, its rows are counted first."""
+
 _LAST_US = clock.microseconds(datetime(9999, 1, 1, tzinfo=UTC))
 
+# Frames of recent hours as they are: a row is ten minutes of a layout, instants and arrays in
+# sequence, so that neither side makes an object per frame. The order is mended by the reader.
+# Sealed blocks: of each hour the groups of columns that are wanted.
+# One statement, so that a reader never sees frames that are being sealed twice, or not at all.
+SAMPLES = """
+select place, null::timestamptz as start, count(*)::integer as rows, null::integer as span,
+       string_agg(timestamptz_send(at), '') as at,
+       string_agg(array_send(values[lower:upper]), '') as data,
+       null::integer as before, null::integer[] as ends
+from unnest($3::integer[], $4::integer[], $5::integer[], $6::integer[])
+    as wanted (place, layout_id, lower, upper)
+join frames using (layout_id)
+where at > $1 and at <= $2
+group by place, date_bin('10 minutes', at, '1970-01-01 UTC')
+union all
+select place, start, rows, span, at,
+       substring(data from coalesce(ends[lower - 1], 0) + 1
+                 for ends[upper] - coalesce(ends[lower - 1], 0)),
+       coalesce(ends[lower - 1], 0), ends[lower:upper]
+from unnest($7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[])
+    as wanted (place, span, layout_id, lower, upper)
+join blocks using (layout_id)
+where start > $1 - interval '1 hour' and start < $2
+"""
 
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """One column of one layout that a selector selects."""
+COUNT = """
+with wanted as (select * from unnest($3::integer[], $4::integer[]) as w (layout_id, width))
+select (select coalesce(sum(width), 0) from wanted join frames using (layout_id)
+        where at > $1 and at <= $2)
+     + (select coalesce(sum(width * rows), 0) from wanted join blocks using (layout_id)
+        where start > $1 - interval '1 hour' and start < $2)
+"""
 
-    layout_id: int
-    position: int
-    labels: Mapping[str, str]
+
+class Reader:
+    """Reads frames, and remembers what it learned of layouts from one query to the next."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._catalogue = Catalogue()
+
+    @asynccontextmanager
+    async def snapshot(self, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator["Snapshot"]:
+        """All that is read in it is of one instant, whatever is stored or sealed meanwhile."""
+        async with (
+            self._pool.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield Snapshot(connection, self._catalogue, limits)
 
 
-def _clamped(at_us: int) -> datetime:
+class Snapshot:
+    """The database as it was at one instant. Cancelling a read cancels it on the server."""
+
+    def __init__(self, connection: Connection, catalogue: Catalogue, limits: Limits) -> None:
+        self.connection = connection
+        self.catalogue = catalogue
+        self._limits = limits
+        self._cells = 0
+
+    async def read(self, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
+        """Blocks of all series that match, with samples in start_us < at <= end_us; one per layout.
+
+        Raises QueryError past the limits; those on cells are of all that the snapshot reads.
+        """
+        selected = await self.catalogue.select(self.connection, matchers, self._limits.series)
+        if not selected:
+            return []
+        start, end = clamped(start_us), clamped(end_us)
+        await self._check_size(selected, start, end)
+        wanted = [_wanted(one) for one in selected]
+        rows = await self.connection.fetch(SAMPLES, start, end, *_arguments(wanted))
+        cells = sum(
+            row["rows"] * len(selected[row["place"]].columns) for row in rows if not row["span"]
+        )
+        self._cells += cells
+        self._check_cells(self._cells)
+
+        def assemble() -> list[Block]:
+            return _blocks(wanted, rows, start_us, end_us)
+
+        return assemble() if cells <= INLINE_CELLS else await asyncio.to_thread(assemble)
+
+    async def _check_size(
+        self, selected: Sequence[Selected], start: datetime, end: datetime
+    ) -> None:
+        """Raises QueryError before anything is read, where that would be too much."""
+        series = sum(len(one.columns) for one in selected)
+        span_s = (min(end, datetime.now(UTC)) - start).total_seconds()
+        if series * max(span_s, 0.0) * ASSUMED_ROWS_PER_S <= self._limits.cells:
+            return
+        ids = [one.layout_id for one in selected]
+        widths = [len(one.columns) for one in selected]
+        self._check_cells(await self.connection.fetchval(COUNT, start, end, ids, widths))
+
+    def _check_cells(self, cells: int) -> None:
+        if cells > self._limits.cells:
+            raise QueryError(
+                f"the query reads {cells:,} samples; at most {self._limits.cells:,}: narrow it"
+            )
+
+
+async def read(
+    pool: Pool,
+    matchers: Sequence[Matcher],
+    start_us: int,
+    end_us: int,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[Block]:
+    """`Snapshot.read` by a reader that nobody asks a second time."""
+    async with Reader(pool).snapshot(limits) as snapshot:
+        return await snapshot.read(matchers, start_us, end_us)
+
+
+def clamped(at_us: int) -> datetime:
     """The instant, or the nearest that PostgreSQL and datetime can hold."""
     return clock.instant(min(max(at_us, 0), _LAST_US))
 
 
-async def read(pool: Pool, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
-    """Blocks of all series that match, with rows in start..end, both included; one per layout.
+@dataclass(slots=True)
+class _Wanted:
+    """What is read of one layout. lower, upper: places of the array, from 1, both included."""
 
-    Raises QueryError past MAX_SERIES or MAX_CELLS.
-    """
-    async with pool.acquire() as connection, connection.transaction(readonly=True):
-        columns: defaultdict[int, list[Selected]] = defaultdict(list)
-        for one in await select(connection, matchers):
-            columns[one.layout_id].append(one)
-        blocks, cells = [], 0
-        for layout_id, selected in columns.items():
-            block = await _read_layout(connection, layout_id, selected, start_us, end_us)
-            cells += block.values.size
-            if cells > MAX_CELLS:
-                raise QueryError(f"the query reads more than {MAX_CELLS} samples; narrow it")
-            if block.at.size:
-                blocks.append(block)
-        return blocks
+    selected: Selected
+    lower: int
+    upper: int
+    spans: list[Span]
+
+    @property
+    def columns(self) -> Indexes:
+        """Which places of the slice are selected."""
+        return self.selected.positions - (self.lower - 1)
 
 
-async def select(connection: Connection, matchers: Sequence[Matcher]) -> list[Selected]:
-    """The columns whose series match. Raises QueryError past MAX_SERIES."""
-    where, arguments = series_condition(matchers)
-    rows = await connection.fetch(
-        f"""select layout_id, position, metric, labels
-            from series join layout_series on series_id = id
-            where {where} order by layout_id, position""",
-        *arguments,
-    )
-    found = [
-        Selected(row["layout_id"], row["position"], {NAME: row["metric"], **row["labels"]})
-        for row in rows
+def _wanted(selected: Selected) -> _Wanted:
+    positions = selected.positions
+    return _Wanted(selected, int(positions.min()) + 1, int(positions.max()) + 1, spans(positions))
+
+
+def _arguments(wanted: Sequence[_Wanted]) -> list[list[int]]:
+    """Those of SAMPLES after the range."""
+    every = [
+        (place, number, span)
+        for place, one in enumerate(wanted)
+        for number, span in enumerate(one.spans)
     ]
-    found = [one for one in found if matches(matchers, one.labels)]
-    if len(found) > MAX_SERIES:
-        raise QueryError(f"the query selects {len(found)} series; at most {MAX_SERIES}")
-    return found
+    return [
+        list(range(len(wanted))),
+        [one.selected.layout_id for one in wanted],
+        [one.lower for one in wanted],
+        [one.upper for one in wanted],
+        [place for place, _, _ in every],
+        [number for _, number, _ in every],
+        [wanted[place].selected.layout_id for place, _, _ in every],
+        [span.lower for _, _, span in every],
+        [span.upper for _, _, span in every],
+    ]
 
 
-_PLAIN_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
-
-
-def series_condition(matchers: Sequence[Matcher]) -> tuple[str, list[Any]]:
-    """SQL on `series` that holds for every series that matches, and its arguments.
-
-    It may hold for more: regular expressions are decided in Python, on what this leaves.
-    """
-    parts: list[str] = ["true"]
-    arguments: list[Any] = []
-    equal: dict[str, str] = {}
-    for one in matchers:
-        if one.op is not MatchOp.EQUAL:
+def _blocks(
+    wanted: Sequence[_Wanted], rows: Sequence[Record], start_us: int, end_us: int
+) -> list[Block]:
+    """The rows of SAMPLES, one block per layout that has samples in start_us < at <= end_us."""
+    head: defaultdict[int, list[Piece]] = defaultdict(list)
+    hours: defaultdict[int, dict[datetime, SealedHour]] = defaultdict(dict)
+    for row in rows:
+        place = row["place"]
+        one = wanted[place]
+        if row["start"] is None:
+            width = one.upper - one.lower + 1
+            head[place].append(head_piece(row["at"], row["data"], width, one.columns))
             continue
-        if one.name == NAME:
-            arguments.append(one.value)
-            parts.append(f"metric = ${len(arguments)}")
-        elif one.value:
-            equal[one.name] = one.value
-    if equal:
-        arguments.append(equal)
-        parts.append(f"labels @> ${len(arguments)}")
-    return " and ".join(parts), arguments
-
-
-async def _read_layout(
-    connection: Connection, layout_id: int, selected: Sequence[Selected], start_us: int, end_us: int
-) -> Block:
-    width = await connection.fetchval("select width from layouts where id = $1", layout_id)
-    narrow = len(selected) * NARROW < width
-    cells = ", ".join(f"values[{one.position}]" for one in selected)
-    data = bytearray()
-
-    async def keep(chunk: bytes) -> None:
-        data.extend(chunk)
-
-    await connection.copy_from_query(
-        f"""select at, {f"array[{cells}]" if narrow else "values"} from frames
-            where layout_id = $1 and at >= $2 and at <= $3 order by at""",
-        layout_id,
-        _clamped(start_us),
-        _clamped(end_us),
-        output=keep,
-        format="binary",
-    )
-    at, values = decode_copy(data, len(selected) if narrow else width)
-    if not narrow:
-        positions = [one.position - 1 for one in selected]
-        values = values[:, positions]
-    return Block(Columns([one.labels for one in selected]), at, values)
-
-
-def decode_copy(data: bytearray, width: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """`at` (rows,) in µs since 1970 and `values` (rows, width) of binary COPY of (at, float8[])."""
-    cell = np.dtype([("length", ">i4"), ("value", ">u8")])
-    row = np.dtype(
-        [
-            ("fields", ">i2"),
-            ("at_length", ">i4"),
-            ("at", ">i8"),
-            ("array", "V24"),
-            ("cells", cell, (width,)),
+        hour = hours[place].setdefault(row["start"], SealedHour(row["rows"], row["at"], []))
+        part = SealedSpan(one.spans[row["span"]], row["data"], row["before"], row["ends"])
+        hour.spans.append(part)
+    found = []
+    for place, one in enumerate(wanted):
+        columns = one.selected.columns
+        history = [
+            sealed_piece(hour, one.selected.width, len(columns)) for hour in hours[place].values()
         ]
-    )
-    body = memoryview(data)[_HEADER_BYTES : len(data) - _TRAILER_BYTES]
-    rows = np.frombuffer(body, row)
-    bits = np.ascontiguousarray(rows["cells"]["value"]).astype("<u8")
-    return rows["at"].astype(np.int64) + _POSTGRES_EPOCH_US, bits.view(np.float64)
+        made = block(columns, joined(history, head[place]), start_us, end_us)
+        if made is not None:
+            found.append(made)
+    return found

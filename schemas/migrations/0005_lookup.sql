@@ -9,7 +9,8 @@ create table shapes (
     metric text not null,
     type   text not null,
     unit   text not null,
-    labels jsonb not null               -- [{name: value, …}, …]
+    labels jsonb not null,              -- [{name: value, …}, …]
+    names  text[] not null              -- of all these labels
 );
 create index shapes_metric on shapes (metric, id);
 create index shapes_labels on shapes using gin (labels jsonb_path_ops);
@@ -17,6 +18,12 @@ create index shapes_labels on shapes using gin (labels jsonb_path_ops);
 create function shape_hash(metric text, type text, unit text, labels jsonb) returns bytea
 language sql stable as $$
     select sha256(convert_to(jsonb_build_array(metric, type, unit, labels)::text, 'UTF8'))
+$$;
+
+create function label_names(labels jsonb) returns text[] language sql immutable as $$
+    select array(select distinct name
+                 from jsonb_array_elements(labels) as one, jsonb_object_keys(one) as name
+                 order by name)
 $$;
 
 create table layout_shapes (
@@ -44,8 +51,9 @@ select layout_id, metric, (array_agg(type order by position))[1] as type,
 from layout_series join series on series.id = series_id join layouts on layouts.id = layout_id
 group by layout_id, metric;
 
-insert into shapes (hash, metric, type, unit, labels)
-select distinct on (1) shape_hash(metric, type, unit, labels), metric, type, unit, labels
+insert into shapes (hash, metric, type, unit, labels, names)
+select distinct on (1) shape_hash(metric, type, unit, labels), metric, type, unit, labels,
+       label_names(labels)
 from members;
 
 insert into layout_shapes (metric, layout_id, shape_id, first, length, positions)

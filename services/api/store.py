@@ -3,51 +3,33 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from asyncpg import Record
 
-from engine.promql import NAME, Matcher, QueryError, matches
-from services.clock import instant, rfc3339
+from engine.promql import Matcher
+from services.api import labels
+from services.clock import rfc3339
 from services.database import Pool
-from services.frames import MAX_SERIES, series_condition
-
-FIRST, LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+from services.frames import Reader
 
 
 async def series_labels(
-    pool: Pool, matchers: Sequence[Matcher], range_us: tuple[int | None, int | None]
+    pool: Pool, matchers: Sequence[Matcher], range_us: labels.Range
 ) -> list[Mapping[str, str]]:
-    """Full label sets of the series that match and stand in a layout with rows in the range.
-
-    Raises QueryError past MAX_SERIES.
-    """
-    where, arguments = series_condition(matchers)
-    if range_us != (None, None):
-        start, end = (
-            bound if one is None else instant(one)
-            for one, bound in zip(range_us, (FIRST, LAST), strict=True)
+    """Full label sets of the series that match, of layouts with frames in the range."""
+    async with Reader(pool).snapshot() as snapshot:
+        return await labels.series(
+            snapshot.connection, snapshot.catalogue, matchers, range_us, 50_000
         )
-        arguments += [start, end]
-        where += f""" and id in (
-            select series_id from layout_series where layout_id in (
-                select layouts.id from layouts where exists (
-                    select from frames where layout_id = layouts.id
-                    and at between ${len(arguments) - 1} and ${len(arguments)})))"""
-    rows = await pool.fetch(f"select metric, labels from series where {where}", *arguments)
-    found: list[Mapping[str, str]] = [{NAME: row["metric"], **row["labels"]} for row in rows]
-    found = [one for one in found if matches(matchers, one)]
-    if len(found) > MAX_SERIES:
-        raise QueryError(f"{len(found)} series match; at most {MAX_SERIES}")
-    return found
 
 
 async def metadata(pool: Pool, metric: str | None, limit: int | None) -> dict[str, Any]:
     """By metric name a list with its type and unit; it has no help text."""
     rows = await pool.fetch(
-        """select distinct on (metric) metric, type, unit from series
+        """select distinct on (metric) metric, type, unit from shapes
            where $1::text is null or metric = $1 order by metric, id limit $2""",
         metric,
         limit,

@@ -25,9 +25,10 @@ on conflict (hash) do nothing
 """
 
 REGISTER_SHAPES = """
-insert into shapes (hash, metric, type, unit, labels)
+insert into shapes (hash, metric, type, unit, labels, names)
 select distinct on (1)
-       shape_hash(metric, type, unit, labels::jsonb), metric, type, unit, labels::jsonb
+       shape_hash(metric, type, unit, labels::jsonb), metric, type, unit, labels::jsonb,
+       label_names(labels::jsonb)
 from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as s (metric, type, unit, labels)
 order by 1
 on conflict (hash) do nothing

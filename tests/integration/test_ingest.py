@@ -107,7 +107,7 @@ async def test_a_selector_reads_few_columns_of_a_wide_frame(pool: Pool) -> None:
     at = now_us() - 10_000_000
     await Store(pool).write(received(sample_message(*rows, at_us=at, series=series)))
     matchers = [Matcher("n", MatchOp.REGEX, "4[12]")]
-    (block,) = await frames.read(pool, matchers, at, at + 1_000_000)
+    (block,) = await frames.read(pool, matchers, at - 1, at + 1_000_000)
     assert block.at.tolist() == [at, at + 1_000_000]
     assert block.values.tolist() == [[41.0, 42.0], [141.0, 142.0]]
     assert block.labels[0] == {"__name__": "m", "n": "41", "job": "node", "instance": "host-1"}

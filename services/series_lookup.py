@@ -1,0 +1,335 @@
+"""Which columns of which layouts a selector selects, found without touching every series.
+
+Matchers are decided on metrics, sources and shapes (schemas/migrations/0005_lookup.sql). None of
+these ever changes once it is registered, so a process remembers those that it has met.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from asyncpg import Record
+
+from engine.promql.blocks import NAME, Columns, Indexes, Labels, join_columns
+from engine.promql.errors import QueryError
+from engine.promql.matchers import Matcher, MatchOp, matching_columns
+from services.database import Connection
+
+MAX_CANDIDATES = 200_000
+"""Shapes of layouts that one selector may leave to be looked at, about half a second's work; above
+it the expression is refused."""
+
+MAX_CACHED_SERIES = 100_000
+"""Label sets that a process remembers, twice over: about 1 kB each with what the engine derives."""
+
+MAX_CACHED_LAYOUTS = 100_000
+"""Layouts that a process remembers, twice over: about 0.5 kB each."""
+
+ALWAYS_OF_SOURCE = ("job", "instance")
+"""Labels that no series has of its own (schemas/samples.py)."""
+
+MAX_INLINE = 1000
+"""Candidates that are decided on the event loop: about 2 ms."""
+
+K = TypeVar("K")
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """What was used lately, bounded by weight: the last two generations of up to `limit` each.
+
+    Threads may share it: at worst something is made twice.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+        self._weight = 0
+
+    def get(self, key: K, weigh: Callable[[V], int]) -> V | None:
+        """What was put; being used, it stays."""
+        known = self._young.get(key)
+        if known is None:
+            known = self._old.get(key)
+            if known is not None:
+                self.put(key, known, weigh(known))
+        return known
+
+    def put(self, key: K, value: V, weight: int) -> None:
+        if self._weight + weight > self._limit:
+            self._old, self._young, self._weight = self._young, {}, 0
+        self._young[key] = value
+        self._weight += weight
+
+
+class Source(NamedTuple):
+    """Of a layout: its source's labels, and how many series it has."""
+
+    labels: Mapping[str, str]
+    width: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """Columns of one layout that a selector selects. `positions` count from 0, (columns,)."""
+
+    layout_id: int
+    width: int
+    positions: Indexes
+    columns: Columns
+
+
+class Match(NamedTuple):
+    """Series of one metric in one layout. `places`: which of the shape's series, ascending.
+
+    candidate: a row of layout_shapes.
+    """
+
+    candidate: Record
+    source: Source
+    shape: Columns
+    places: tuple[int, ...]
+
+    def positions(self) -> Indexes:
+        """Where the series stand in the layout, from 0."""
+        scattered = self.candidate["positions"]
+        if scattered is None:
+            first: int = self.candidate["first"]
+            return np.array(self.places, dtype=np.intp) + (first - 1)
+        return np.array([scattered[place] - 1 for place in self.places], dtype=np.intp)
+
+    def labels(self) -> list[Labels]:
+        """The full label sets."""
+        return [{**self.shape[place], **self.source.labels} for place in self.places]
+
+
+SOURCES = "select id, source, width from layouts where id = any($1::integer[])"
+SHAPES = "select id, metric, labels from shapes where id = any($1::integer[])"
+LAYOUT_IDS = "select id from layouts"
+
+# Each step jumps to the next metric in the index.
+METRICS = """
+with recursive found (metric) as (
+    (select metric from layout_shapes order by metric limit 1)
+    union all
+    select (select metric from layout_shapes where metric > found.metric order by metric limit 1)
+    from found where found.metric is not null)
+select metric from found where metric is not null
+"""
+
+
+async def metrics(connection: Connection) -> list[str]:
+    """Names of all metrics, sorted as the database sorts them."""
+    return [row["metric"] for row in await connection.fetch(METRICS)]
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """Finds series, and remembers sources, shapes and label sets from one query to the next."""
+
+    _sources: Recent[int, Source] = field(default_factory=lambda: Recent(MAX_CACHED_LAYOUTS))
+    _shapes: Recent[int, Columns] = field(default_factory=lambda: Recent(MAX_CACHED_SERIES))
+    _columns: Recent[tuple[int, int, tuple[int, ...]], Columns] = field(
+        default_factory=lambda: Recent(MAX_CACHED_SERIES)
+    )
+
+    async def select(
+        self, connection: Connection, matchers: Sequence[Matcher], max_series: int
+    ) -> list[Selected]:
+        """What the matchers select, one per layout. Raises QueryError past `max_series`."""
+        found = await self.matches(connection, matchers, max_series)
+        return await _aside(len(found), lambda: self._selected(found, max_series))
+
+    async def matches(
+        self, connection: Connection, matchers: Sequence[Matcher], max_series: int | None = None
+    ) -> list[Match]:
+        """What the matchers select, one per layout and metric; its cost is not that of its series.
+
+        Raises QueryError early where it can be told that there are more than `max_series`.
+        """
+        candidates = await self._candidates(connection, matchers)
+        if not candidates:
+            return []
+        sources = await self._recall(
+            connection, self._sources, SOURCES, {one["layout_id"] for one in candidates}, _source
+        )
+        left = [one for one in candidates if _of_source(matchers, sources[one["layout_id"]].labels)]
+        if max_series is not None and _all_selected(matchers):
+            _check(sum(one["length"] for one in left), max_series)
+        shapes = await self._recall(
+            connection, self._shapes, SHAPES, {one["shape_id"] for one in left}, _shape
+        )
+        return await _aside(len(left), lambda: _decided(matchers, left, sources, shapes))
+
+    async def _candidates(
+        self, connection: Connection, matchers: Sequence[Matcher]
+    ) -> list[Record]:
+        condition = Condition()
+        by_name = [one for one in matchers if one.name == NAME]
+        equal = [one for one in by_name if one.op is MatchOp.EQUAL]
+        if by_name:
+            names = [equal[0].value] if equal else await metrics(connection)
+            condition.metric_in([n for n in names if all(one.accepts(n) for one in by_name)])
+        condition.of_source({one.name: one.value for one in matchers if _is_of_source(one)})
+        if not condition.narrow:
+            condition.of_either([one for one in matchers if one.op is MatchOp.EQUAL and one.value])
+        if not condition.narrow:
+            condition.layout_in(await self._layouts(connection, matchers))
+        rows = await connection.fetch(condition.statement(), *condition.arguments)
+        if len(rows) > MAX_CANDIDATES:
+            raise QueryError(
+                "the selector leaves too many series to look at: name a metric, or an instance"
+            )
+        return rows
+
+    async def _layouts(self, connection: Connection, matchers: Sequence[Matcher]) -> list[int]:
+        """Layouts whose source does not rule the matchers out, out of all that there are."""
+        ids = {row["id"] for row in await connection.fetch(LAYOUT_IDS)}
+        sources = await self._recall(connection, self._sources, SOURCES, ids, _source)
+        return [one for one, source in sources.items() if _of_source(matchers, source.labels)]
+
+    async def _recall(
+        self,
+        connection: Connection,
+        known: Recent[int, V],
+        statement: str,
+        ids: Iterable[int],
+        make: Callable[[Record], V],
+    ) -> dict[int, V]:
+        """By id what is remembered, or else read."""
+        found, missing = {}, []
+        for one in ids:
+            value = known.get(one, _weight)
+            if value is None:
+                missing.append(one)
+            else:
+                found[one] = value
+        if missing:
+            for row in await connection.fetch(statement, missing):
+                value = found[row["id"]] = make(row)
+                known.put(row["id"], value, _weight(value))
+        return found
+
+    def _selected(self, found: Sequence[Match], max_series: int) -> list[Selected]:
+        _check(sum(len(one.places) for one in found), max_series)
+        parts: dict[int, list[Match]] = {}
+        for one in found:
+            parts.setdefault(one.candidate["layout_id"], []).append(one)
+        return [
+            Selected(
+                layout_id,
+                some[0].source.width,
+                np.concatenate([one.positions() for one in some]),
+                join_columns([self._labelled(one) for one in some]),
+            )
+            for layout_id, some in parts.items()
+        ]
+
+    def _labelled(self, one: Match) -> Columns:
+        key = (one.candidate["layout_id"], one.candidate["shape_id"], one.places)
+        known = self._columns.get(key, len)
+        if known is None:
+            known = Columns(one.labels())
+            self._columns.put(key, known, len(known))
+        return known
+
+
+def _weight(value: Any) -> int:
+    return len(value) if isinstance(value, Columns) else 1
+
+
+def _source(row: Record) -> Source:
+    return Source(row["source"], row["width"])
+
+
+def _shape(row: Record) -> Columns:
+    return Columns([{NAME: row["metric"], **labels} for labels in row["labels"]])
+
+
+def _is_of_source(matcher: Matcher) -> bool:
+    """Whether it is for the source alone to be equal."""
+    return matcher.name in ALWAYS_OF_SOURCE and matcher.op is MatchOp.EQUAL
+
+
+def _of_source(matchers: Sequence[Matcher], source: Mapping[str, str]) -> bool:
+    """Whether the matchers of the source's labels accept them."""
+    return all(one.accepts(source[one.name]) for one in matchers if one.name in source)
+
+
+def _check(count: int, max_series: int) -> None:
+    if count > max_series:
+        raise QueryError(f"the query selects {count} series; at most {max_series}")
+
+
+def _all_selected(matchers: Sequence[Matcher]) -> bool:
+    """Whether every series of a candidate is selected, if its source is."""
+    return {one.name for one in matchers} <= {NAME, *ALWAYS_OF_SOURCE}
+
+
+def _decided(
+    matchers: Sequence[Matcher],
+    candidates: Sequence[Record],
+    sources: Mapping[int, Source],
+    shapes: Mapping[int, Columns],
+) -> list[Match]:
+    found = []
+    for one in candidates:
+        source, shape = sources[one["layout_id"]], shapes[one["shape_id"]]
+        own = tuple(matcher for matcher in matchers if matcher.name not in source.labels)
+        places = matching_columns(own, shape)
+        if places:
+            found.append(Match(one, source, shape, places))
+    return found
+
+
+async def _aside(size: int, work: Callable[[], T]) -> T:
+    """The result of `work`: in a thread where it would keep the event loop from others."""
+    return work() if size <= MAX_INLINE else await asyncio.to_thread(work)
+
+
+class Condition:
+    """SQL on layout_shapes that holds for all that can be selected, and maybe for more."""
+
+    def __init__(self) -> None:
+        self.arguments: list[Any] = []
+        self._parts: list[str] = []
+
+    @property
+    def narrow(self) -> bool:
+        """Whether an index answers it."""
+        return bool(self._parts)
+
+    def metric_in(self, names: Sequence[str]) -> None:
+        self._parts.append(f"metric = any({self._argument(names)}::text[])")
+
+    def of_source(self, labels: Mapping[str, str]) -> None:
+        if labels:
+            self._parts.append(
+                f"layout_id in (select id from layouts where source @> {self._argument(labels)})"
+            )
+
+    def of_either(self, matchers: Sequence[Matcher]) -> None:
+        """Labels that a series has of its own or by its source."""
+        for one in matchers:
+            labels = {one.name: one.value}
+            own, source = self._argument([labels]), self._argument(labels)
+            self._parts.append(
+                f"(shape_id in (select id from shapes where labels @> {own})"
+                f" or layout_id in (select id from layouts where source @> {source}))"
+            )
+
+    def layout_in(self, ids: Sequence[int]) -> None:
+        self._parts.append(f"layout_id = any({self._argument(ids)}::integer[])")
+
+    def statement(self) -> str:
+        return f"""select layout_id, shape_id, first, length, positions from layout_shapes
+            where {" and ".join(self._parts)} order by layout_id, first
+            limit {MAX_CANDIDATES + 1}"""
+
+    def _argument(self, value: Any) -> str:
+        self.arguments.append(value)
+        return f"${len(self.arguments)}"
