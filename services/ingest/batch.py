@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import Invalid
 from schemas.layouts import Series, decode_layout, layout_hash
-from schemas.samples import Frame, SampleMessage, from_little
+from schemas.samples import Frame, SampleMessage, from_little, present_labels
 from schemas.values import ABSENT_BITS
 from services.bus import Delivery
 from services.clock import rfc3339
@@ -29,7 +29,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(slots=True)
 class Layout:
-    """A layout as this worker knows it; `id` is None until the database has given one."""
+    """A layout as this worker knows it; `id` is None until the database has given one.
+
+    as_of: how often layouts had been collected when the id was looked up (store.py).
+    """
 
     source: Mapping[str, str]
     series: tuple[Series, ...]
@@ -62,7 +65,7 @@ class Layouts:
         """The layout of these bytes, of the source with these labels; `of` knows it from now on.
         Raises Invalid when they are none."""
         series = decode_layout(data)
-        source = dict(labels)
+        source = present_labels(dict(labels))
         made = Layout(source, series, layout_hash(source, series))
         self._count += 1
         if self._count > MAX_CACHED_LAYOUTS:
@@ -265,30 +268,38 @@ def _row_type(width: int) -> np.dtype[np.void]:
     )
 
 
-def _encode_rows(layouts: NDArray[np.int32], at: NDArray[np.int64], values: bytes) -> bytes:
-    """Rows of one width. values: (rows, width) float64 little-endian."""
-    width = len(values) // 8 // at.size
+def _encode_rows(
+    layouts: NDArray[np.int32], at: NDArray[np.int64], bits: NDArray[np.uint64]
+) -> bytes:
+    """Rows of one width. bits: (rows, width), of float64."""
+    width = bits.shape[1]
     rows = np.empty(at.size, _row_type(width))
     rows["fields"], rows["layout_length"], rows["at_length"] = 3, 4, 8
     rows["layout"], rows["at"] = layouts, at - POSTGRES_EPOCH_US
     rows["array_length"], rows["dimensions"], rows["has_null"] = 20 + 12 * width, 1, 0
     rows["oid"], rows["size"], rows["lower"] = _FLOAT8_OID, width, 1
     rows["cells"]["length"] = 8
-    # Bits, not numbers, are copied: a conversion of float64 could change a NaN's payload.
-    rows["cells"]["value"].view(">u8")[...] = np.frombuffer(values, "<u8").reshape(at.size, width)
+    rows["cells"]["value"].view(">u8")[...] = bits
     return rows.tobytes()
 
 
 def encode_copy(frames: Sequence[Rows]) -> bytes:
-    """Binary COPY of (layout_id, at, values) rows; no Python object per sample is made."""
+    """Binary COPY of (layout_id, at, values) rows; no Python object per sample is made.
+
+    They stand in the order of (width, layout_id, at): all who write take the same, or two with the
+    same rows would wait for each other.
+    """
     by_width: defaultdict[int, list[Rows]] = defaultdict(list)
     for rows in frames:
         by_width[rows.layout.width].append(rows)
     parts = [COPY_HEADER]
-    for alike in by_width.values():
+    for width, alike in sorted(by_width.items()):
         layouts = np.array([one.layout.id for one in alike for _ in one.at], np.int32)
         at = np.array([instant for one in alike for instant in one.at], np.int64)
-        parts.append(_encode_rows(layouts, at, b"".join([one.values for one in alike])))
+        # Bits, not numbers, are copied: a conversion of float64 could change a NaN's payload.
+        bits = np.frombuffer(b"".join([one.values for one in alike]), "<u8").reshape(-1, width)
+        order = np.lexsort((at, layouts))
+        parts.append(_encode_rows(layouts[order], at[order], bits[order]))
     parts.append(COPY_TRAILER)
     return b"".join(parts)
 

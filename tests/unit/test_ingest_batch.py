@@ -88,6 +88,24 @@ def test_a_copy_holds_every_bit_of_every_row() -> None:
     assert len(encode_copy(frames)) == len(data) + 46 + 12 * 40
 
 
+def test_rows_stand_in_the_order_that_all_writers_keep() -> None:
+    given = [(2, NOW_US + 1, 9), (1, NOW_US, 8), (2, NOW_US, 9), (2, NOW_US, 3)]
+    frames = []
+    for width, at_us, layout_id in given:
+        series = [Series("m", {"n": str(n)}) for n in range(width)]
+        message = sample_message([float(layout_id)] * width, at_us=at_us, series=series)
+        one = receive(delivery(message), message, Layouts(), BOUNDS)
+        one.frames[0].layout.id = layout_id
+        frames += one.frames
+    data, found, place = encode_copy(frames), [], 19
+    while data[place : place + 2] != b"\xff\xff":
+        row = struct.unpack_from(">hiiiqiiiiiiiQ", data, place)
+        found.append((row[9], row[4] + POSTGRES_EPOCH_US, row[2]))
+        assert row[12] == bits(float(row[2]))
+        place += 46 + 12 * row[9]
+    assert found == sorted(given, key=lambda one: (one[0], one[2], one[1]))
+
+
 def test_one_statement_never_sees_a_key_twice() -> None:
     layouts = Layouts()
     first = received(sample_message([1.0, ABSENT], at_us=NOW_US), layouts)
