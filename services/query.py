@@ -94,14 +94,14 @@ def _table(result: Mapping[str, Any]) -> str:
     if not items:
         return "no result"
     if kind == "vector":
-        return _aligned([[series_text(item["metric"]), item["value"][1]] for item in items])
+        return aligned([[series_text(item["metric"]), item["value"][1]] for item in items])
     rows = [["series", "", "last", "min", "max"]]
     for item in items:
         values = [float(value) for _, value in item["values"]]
         numbers = (values[-1], min(values), max(values))
         shown = [f"{number:.6g}" for number in numbers]
         rows.append([series_text(item["metric"]), sparkline(values), *shown])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -122,7 +122,8 @@ def sparkline(values: Sequence[float]) -> str:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of as many cells each as lines of text, the first column to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -38,6 +38,7 @@ class Layout:
     series: tuple[Series, ...]
     hash: bytes
     id: int | None = None
+    as_of: int = -1
     width: int = field(init=False)
 
     def __post_init__(self) -> None:

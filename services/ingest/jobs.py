@@ -118,9 +118,8 @@ def due_at(every: timedelta, state: State) -> datetime:
         return EPOCH
     if state.failures == 0:
         return state.started_at + every
-    pause = min(LAST_RETRY, FIRST_RETRY * 2 ** min(state.failures - 1, 16))
-    ended_at: datetime = max(state.started_at, state.finished_at or state.started_at)
-    return ended_at + pause
+    pause: timedelta = min(LAST_RETRY, FIRST_RETRY * 2 ** min(state.failures - 1, 16))
+    return max(state.started_at, state.finished_at or state.started_at) + pause
 
 
 def next_job(jobs: Sequence[Job], states: Mapping[str, State], now: datetime) -> Job | None:

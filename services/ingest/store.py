@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
+
 from schemas.events import AgentStatus
 from services.clock import EPOCH, instant
 from services.database import Connection, Pool
@@ -69,18 +71,40 @@ where known.at <= excluded.at
 """
 
 
+PARTITION_TRIES = 3
+"""How often a batch is begun anew because a partition is not there, that a job just dropped."""
+
+
+class Outdated(Exception):
+    """Layouts were collected since those of a batch were looked up; nothing of it is stored."""
+
+
 class Store:
     """Writes batches. Everything here may be done again after an unknown outcome."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._days: set[int] = set()
+        self._collected = 0
 
     async def write(self, batch: Sequence[Received]) -> int:
         """Store a batch in one transaction; the number of messages that had been stored before.
 
         Raises what the driver raises: `services.database.verdict` says what it means.
         """
+        tries = 1
+        while True:
+            try:
+                return await self._write(batch)
+            except Outdated:
+                continue
+            except asyncpg.CheckViolationError:  # of a partition; frames have no other check
+                if tries == PARTITION_TRIES:
+                    raise
+                self._days.clear()
+                tries += 1
+
+    async def _write(self, batch: Sequence[Received]) -> int:
         async with self._pool.acquire() as connection:
             await self._register(connection, batch)
             await self._ensure_partitions(connection, days(batch))
@@ -89,6 +113,7 @@ class Store:
                 known: set[RowKey] = set()
                 for frames in passes(batch):
                     known |= await self._merge(connection, encode_copy(frames))
+                await self._check_layouts(connection)
                 agents = progress(batch, known)
                 await _save_progress(connection, agents)
                 failpoint("ingest.before_commit")
@@ -105,20 +130,33 @@ class Store:
             return set()
         return {(r["layout_id"], r["at_us"]) for r in await connection.fetch(ALREADY_STORED)}
 
+    async def _check_layouts(self, connection: Connection) -> None:
+        """Raises Outdated when layouts were collected since the batch's were looked up.
+
+        To be called when the rows are written: from then on none is collected (unused.py).
+        """
+        collected = await connection.fetchval("select times from layouts_collected")
+        if collected != self._collected:
+            self._collected = collected
+            raise Outdated
+
     async def _register(self, connection: Connection, batch: Sequence[Received]) -> None:
         """Give every layout of the batch its id; the same one, whichever worker sees it first."""
         new = {
             rows.layout.hash: rows.layout
             for one in batch
             for rows in one.frames
-            if rows.layout.id is None
+            if rows.layout.as_of != self._collected
         }
         if new:
             await registry.register(connection, [layout for _, layout in sorted(new.items())])
+        if any(layout.id is None for layout in new.values()):
+            raise Outdated
         for one in batch:
             for rows in one.frames:
-                if rows.layout.id is None:
+                if rows.layout.as_of != self._collected:
                     rows.layout.id = new[rows.layout.hash].id
+                    rows.layout.as_of = self._collected
 
     async def _ensure_partitions(self, connection: Connection, wanted: set[int]) -> None:
         for day in sorted(wanted - self._days):
