@@ -50,7 +50,7 @@ def victoria_metrics_stored(server: PeerServer) -> int:
 
 
 def influxdb_stored(server: PeerServer) -> int:
-    variables = json.loads(_get(f"{server.url}/debug/vars"))
+    variables = json.loads(get(f"{server.url}/debug/vars"))
     return int(variables["write"]["values"]["pointReq"])
 
 
@@ -88,7 +88,7 @@ class Peer:
             await asyncio.to_thread(self._tell, "go", "published")
             wall_s = time.monotonic() - began
             if self.kind.flush_path:
-                await asyncio.to_thread(_get, self.server.url + self.kind.flush_path)
+                await asyncio.to_thread(get, self.server.url + self.kind.flush_path)
             await await_idle(self.server.pid, IDLE_TIMEOUT_S)
             after = cpu_of_all_s(roots)
         self.published += messages
@@ -124,10 +124,11 @@ async def peer(stack: Stack, system: str, load: Load) -> AsyncIterator[Peer]:
 
 def _metric(server: PeerServer, name: str) -> int:
     """The sum of a metric's samples, or of those with the labels that the name ends with."""
-    lines = _get(f"{server.url}/metrics").splitlines()
+    lines = get(f"{server.url}/metrics").splitlines()
     own = (line.rpartition(" ") for line in lines if line.startswith(name))
     return round(sum(float(value) for key, _, value in own if key.partition("{")[0] in name))
 
 
-def _get(url: str) -> str:
+def get(url: str) -> str:
+    """What a server answers to a GET. Raises httpx.HTTPError."""
     return httpx.get(url, timeout=HTTP_TIMEOUT_S, trust_env=False).raise_for_status().text

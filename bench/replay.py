@@ -1,8 +1,10 @@
 """Many hosts out of one recording: each begins at a place of its own and goes on for ever.
 
 Where the recording ends it begins again, later; what counts goes on from where it was, as it would
-on a host that stays up. Frames are laid out as an agent's are: a layout per collector, another one
-while other series are there.
+on a host that stays up. Each time again, whatever changes does so by a factor of its own, rounded
+as the number was: a compressor that remembers hours would find exact repeats, which no host gives
+it. Frames are laid out as an agent's are: a layout per collector, another one while other series
+are there.
 """
 
 from collections import defaultdict
@@ -23,7 +25,11 @@ JITTER_MS = 2
 SMALL_SHARE = 1 / 64
 """Collectors of less of all series share the frame `host`: an agent has about ten in all."""
 
+LEAST_FACTOR, FACTOR_SPREAD = 0.8, 0.4
 MOST_DECIMALS = 9
+PAGES = (4096.0, 1024.0, 512.0)
+"""What memory and disks are counted in."""
+
 PRIME = 9_007_199
 """Spreads hosts over the recording and the interval, in each run the same."""
 
@@ -90,13 +96,9 @@ class Replay:
         """The values (count, series of the recording) of a host's ticks."""
         loops, rows = self._places(host, first, count)
         values = self.recording.values[rows]
-        later = np.flatnonzero(loops)
-        columns, steps, scale = self._growth
-        if later.size and columns.size:
-            grown = values[np.ix_(later, columns)]
-            was_absent = np.isnan(grown)
-            exact = np.round((grown + loops[later, None] * steps) * scale) / scale
-            values[np.ix_(later, columns)] = np.where(was_absent, grown, exact)
+        for loop in np.unique(loops[loops > 0]).tolist():
+            again = np.flatnonzero(loops == loop)
+            values[again] = self._changed(host, loop, values[again])
         return np.asarray(values)
 
     def pieces(self, host: int, first: int, count: int) -> Iterator[Piece]:
@@ -114,19 +116,65 @@ class Replay:
         loops, rows = np.divmod(begin + first + np.arange(count), len(self.recording.at_ms))
         return loops, rows
 
+    def _changed(self, host: int, loop: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows of the recording, the `loop`th time again."""
+        kinds = self._kinds
+        factors = LEAST_FACTOR + FACTOR_SPREAD * _lots(host, loop + 1)
+        ran = kinds.rounded(factors[:-1, None] * (kinds.last - kinds.first)).sum(axis=0)
+        base = np.where(kinds.counts, kinds.first, 0)
+        changed = (
+            kinds.rounded(factors[-1] * (values - base)) + base + np.where(kinds.counts, ran, 0)
+        )
+        # Sums of decimals are rounded to what they stand for; NaN keeps its bits.
+        return np.where(kinds.vary & np.isfinite(values), kinds.rounded(changed), values)
+
     @cached_property
-    def _growth(self) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-        """Columns that count, by how much in one recording, and 10 to their decimals."""
-        columns, steps, scales = [], [], []
-        for column, series in enumerate(self.recording.series):
-            values = self.recording.values[:, column]
-            values = values[~np.isnan(values)]
-            if values.size < 2 or not _counts(series, values):
+    def _kinds(self) -> "Kinds":
+        return Kinds.of(self.recording)
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What each column is like, all (series,).
+
+    vary: not one number throughout. counts: only rises. first, last: of its values. Every value is
+    a multiple of step / scale: of a page, a byte, a hundredth.
+    """
+
+    vary: NDArray[np.bool_]
+    counts: NDArray[np.bool_]
+    first: NDArray[np.float64]
+    last: NDArray[np.float64]
+    step: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    @staticmethod
+    def of(recording: Recording) -> "Kinds":
+        width = len(recording.series)
+        kinds = Kinds(
+            np.zeros(width, bool), np.zeros(width, bool),
+            *(np.zeros(width), np.zeros(width), np.ones(width), np.ones(width)),
+        )  # fmt: skip
+        for column, series in enumerate(recording.series):
+            values = recording.values[:, column]
+            values = values[np.isfinite(values)]
+            if values.size == 0:
                 continue
-            columns.append(column)
-            steps.append(values[-1] - values[0])
-            scales.append(10.0 ** _decimals(values))
-        return np.array(columns, np.intp), np.array(steps), np.array(scales)
+            kinds.vary[column] = bool((values != values[0]).any())
+            kinds.counts[column] = _counts(series, values)
+            kinds.first[column], kinds.last[column] = values[0], values[-1]
+            kinds.step[column], kinds.scale[column] = _granularity(values)
+        return kinds
+
+    def rounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The nearest multiples."""
+        nearest = np.round(values * self.scale / self.step) * self.step / self.scale
+        return np.asarray(nearest, np.float64)
+
+
+def _lots(host: int, count: int) -> NDArray[np.float64]:
+    """`count` numbers in 0..1 that look drawn by lot: one for each time a host begins again."""
+    return ((np.arange(count) + 1) * PRIME + host * 7919) % 1009 / 1009
 
 
 def collectors(series: tuple[Series, ...]) -> dict[str, NDArray[np.intp]]:
@@ -171,7 +219,10 @@ def _counts(series: Series, values: NDArray[np.float64]) -> bool:
     return series.type in ("counter", "unknown") and bool((np.diff(values) >= 0).all())
 
 
-def _decimals(values: NDArray[np.float64]) -> int:
-    """How many decimals the values were written with."""
+def _granularity(values: NDArray[np.float64]) -> tuple[float, float]:
+    """A step and a scale of which all values are multiples of step / scale."""
+    for step in PAGES:
+        if (values % step == 0).all():
+            return step, 1.0
     exact = (n for n in range(MOST_DECIMALS) if (np.round(values, n) == values).all())
-    return next(exact, MOST_DECIMALS)
+    return 1.0, 10.0 ** next(exact, MOST_DECIMALS)

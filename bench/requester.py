@@ -8,6 +8,7 @@ the sender takes as little as it can of the machine that it shares with the serv
 
 import http.client
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ FORMS: Mapping[str, tuple[type[RemoteWrite] | type[Lines], Mapping[str, str]]] =
 
 def main(form: str, url: str, load: Load) -> None:
     kind, headers = FORMS[form]
-    encoder = kind()
+    encoder, sender = kind(), Sender(url, headers)
     # A host's requests stay in order: Prometheus takes no late samples.
     connections = min(CONNECTIONS, load.hosts)
     made = 0
@@ -41,22 +42,35 @@ def main(form: str, url: str, load: Load) -> None:
             made += int(line)
             print("made", flush=True)
             sys.stdin.readline()
-            list(pool.map(lambda queue: send(url, headers, queue), queues))
+            list(pool.map(sender.post_all, queues))
             print("published", flush=True)
 
 
-def send(url: str, headers: Mapping[str, str], bodies: Iterable[bytes]) -> None:
-    """Send requests over one connection. Raises Failed for any that is not taken whole."""
-    parts = urlsplit(url)
-    target = parts._replace(scheme="", netloc="").geturl()
-    connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
-    for body in bodies:
-        connection.request("POST", target, body, dict(headers))
+class Sender:
+    """Sends requests, over a connection in each thread that does."""
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        parts = urlsplit(url)
+        self._address = parts.netloc
+        self._target = parts._replace(scheme="", netloc="").geturl()
+        self._headers = dict(headers)
+        self._own = threading.local()
+
+    def post(self, body: bytes) -> None:
+        """Raises Failed for a request that is not taken whole."""
+        if not hasattr(self._own, "connection"):
+            self._own.connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)
+        connection: http.client.HTTPConnection = self._own.connection
+        connection.request("POST", self._target, body, self._headers)
         answer = connection.getresponse()
         said = answer.read()
         if answer.status // 100 != 2:
-            raise Failed(f"{url} answered {answer.status}: {said[:500]!r}")
-    connection.close()
+            where = f"{self._address}{self._target}"
+            raise Failed(f"{where} answered {answer.status}: {said[:500]!r}")
+
+    def post_all(self, bodies: Iterable[bytes]) -> None:
+        for body in bodies:
+            self.post(body)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from bench.replay import Replay
 from bench.wire import Lines, RemoteWrite, full_labels, line_prefix
 from schemas.layouts import Series, decode_layout
 from schemas.samples import SampleMessage, decode, from_little
-from schemas.values import ABSENT
+from schemas.values import ABSENT, ABSENT_BITS
 from tests.stack.choice import STACK_VARIABLE
 from tests.stack.process import await_condition
 from tests.stack.remote_write import write_request
@@ -289,13 +289,30 @@ def test_scrapes_become_columns_with_the_types_of_their_families(tmp_path: Path)
 
 
 def test_a_replay_goes_on_counting_where_the_recording_ends() -> None:
-    replay = Replay(recording([[0.1, 5], [0.25, 7], [0.5, 6]], (COUNTER, GAUGE)), 0, jitter_ms=0)
-    assert replay.values(0, 0, 7).tolist() == [
-        *([0.1, 5], [0.25, 7], [0.5, 6]),
-        *([0.5, 5], [0.65, 7], [0.9, 6]),
-        [0.9, 5],
-    ]
+    values = [[0.1, 4096, 8], [0.25, 8192, 8], [0.5, 4096, 8]]
+    series = (COUNTER, GAUGE, Series("node_boot_time_seconds", {}, "gauge"))
+    replay = Replay(recording(values, series), 0, jitter_ms=0)
+    found = replay.values(0, 0, 9)
+    assert found[:3].tolist() == values
+    assert (np.diff(found[:, 0]) >= 0).all()
+    assert np.round(found[:, 0], 2).tolist() == found[:, 0].tolist()
+    assert (found[:, 1] % 4096 == 0).all()
+    assert (found[:, 2] == 8).all()
     assert np.diff(replay.at_ms(0, 0, 7)).tolist() == [5000] * 6
+
+
+def test_a_replay_does_not_repeat_itself() -> None:
+    values = [[float(n * n), float(n % 7 * 1000)] for n in range(50)]
+    found = Replay(recording(values, (COUNTER, GAUGE)), 0).values(0, 0, 200)
+    steps = np.diff(found[:, 0]).reshape(-1)[:49], np.diff(found[:, 0])[50:99]
+    assert (steps[0] != steps[1]).mean() > 0.9
+    assert (found[:50, 1] != found[50:100, 1]).mean() > 0.8
+
+
+def test_an_absent_value_stays_absent_each_time_again() -> None:
+    replay = Replay(recording([[1, ABSENT], [2, 3.0]], (COUNTER, GAUGE)), 0)
+    bits = replay.values(0, 0, 6).view(np.uint64)
+    assert (bits[::2, 1] == np.uint64(ABSENT_BITS)).all()
 
 
 def test_hosts_of_a_replay_begin_at_other_places_of_the_recording() -> None:
