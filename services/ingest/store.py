@@ -71,10 +71,6 @@ where known.at <= excluded.at
 """
 
 
-PARTITION_TRIES = 3
-"""How often a batch is begun anew because a partition is not there, that a job just dropped."""
-
-
 class Outdated(Exception):
     """Layouts were collected since those of a batch were looked up; nothing of it is stored."""
 
@@ -92,23 +88,27 @@ class Store:
 
         Raises what the driver raises: `services.database.verdict` says what it means.
         """
-        tries = 1
+        dropped = False
         while True:
             try:
-                return await self._write(batch)
+                return await self._write(batch, keep_partitions=dropped)
             except Outdated:
                 continue
-            except asyncpg.CheckViolationError:  # of a partition; frames have no other check
-                if tries == PARTITION_TRIES:
+            except asyncpg.CheckViolationError:
+                if dropped:
                     raise
-                self._days.clear()
-                tries += 1
+                dropped = True  # the partition, when it was empty
 
-    async def _write(self, batch: Sequence[Received]) -> int:
+    async def _write(self, batch: Sequence[Received], *, keep_partitions: bool) -> int:
         async with self._pool.acquire() as connection:
             await self._register(connection, batch)
-            await self._ensure_partitions(connection, days(batch))
+            if not keep_partitions:
+                await self._ensure_partitions(connection, days(batch))
             async with connection.transaction():
+                if keep_partitions:
+                    await connection.execute("lock table only frames in row exclusive mode")
+                    self._days.clear()
+                    await self._ensure_partitions(connection, days(batch))
                 await connection.execute(STAGING)
                 known: set[RowKey] = set()
                 for frames in passes(batch):
