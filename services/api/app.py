@@ -1,15 +1,16 @@
 """The web application: routes, error formats, security headers, and the page's files."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.api import errors, prometheus, resources, sse
+from services.api import errors, prometheus, queries, resources, sse, write
 from services.api.state import State
 from services.runtime import health_response
 
@@ -26,25 +27,36 @@ SECURITY_HEADERS = {
 }
 
 
+class SecurityHeaders:
+    """Adds SECURITY_HEADERS to every answer, and leaves all else alone: who reads the request sees
+    at once that its client went away."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
 def create_app(state: State, page: Path | None = None) -> FastAPI:
     """The application around one process' state. It does no work until it is asked."""
     app = FastAPI(title="Vervet", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
     app.state.vervet = state
     errors.install(app)
     app.include_router(prometheus.router)
+    app.include_router(queries.explain_router)
     app.include_router(resources.router)
     app.include_router(sse.router)
+    app.include_router(write.router)
     _add_operations(app, state)
     _add_page(app, page or PAGE)
 
-    @app.middleware("http")
-    async def secure(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        response = await call_next(request)
-        response.headers.update(SECURITY_HEADERS)
-        return response
-
+    app.add_middleware(SecurityHeaders)
     return app
 
 

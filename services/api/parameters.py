@@ -2,13 +2,15 @@
 
 import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from fastapi import Request
 from starlette.datastructures import QueryParams
 
-from engine.promql import QueryError
 from schemas.durations import parse_duration
+from services.api.errors import BadData
 from services.clock import microseconds
 
 MAX_BODY_BYTES = 1024**2
@@ -17,80 +19,123 @@ MAX_BODY_BYTES = 1024**2
 MAX_SECONDS = 253_402_300_799.0
 """The year 9999; beyond, an instant is a mistake."""
 
+T = TypeVar("T")
+
 
 class Parameters:
-    """What a request gives, by name; a body's values come before the query string's."""
+    """What a request gives, by name; a body's values come before the query string's.
+
+    An empty value counts as none, as in Prometheus. All of it raises BadData, which names the
+    parameter.
+    """
 
     def __init__(self, *sources: QueryParams) -> None:
         self._sources = sources
 
     @classmethod
     async def of(cls, request: Request) -> "Parameters":
-        """Of a request; a POST's body is a URL-encoded form. Raises QueryError past the bound."""
+        """Of a request; a POST's body is a URL-encoded form."""
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                raise QueryError(f"a body of more than {MAX_BODY_BYTES} bytes")
+                raise BadData(f"a body of more than {MAX_BODY_BYTES} bytes")
         return cls(QueryParams(body.decode("utf-8", "replace")), request.query_params)
 
     def all(self, name: str) -> list[str]:
         return [str(value) for source in self._sources for value in source.getlist(name)]
 
     def first(self, name: str) -> str | None:
-        return next(iter(self.all(name)), None)
+        return next(iter(self.all(name)), None) or None
 
-    def required(self, name: str) -> str:
-        """Raises QueryError where it is missing or empty."""
-        value = self.first(name)
-        if not value:
-            raise QueryError(f"invalid parameter {name!r}: it is missing")
-        return value
+    def read(self, name: str, convert: Callable[[str], T]) -> T:
+        """What `convert` makes of the parameter, which may be missing: then of ""."""
+        try:
+            return convert(self.first(name) or "")
+        except ValueError as error:
+            raise BadData(f'invalid parameter "{name}": {error}') from error
+
+    def optional(self, name: str, convert: Callable[[str], T]) -> T | None:
+        """What `convert` makes of the parameter, None where it is missing."""
+        return None if self.first(name) is None else self.read(name, convert)
 
     def instant_us(self, name: str, default: int) -> int:
-        value = self.first(name)
-        return default if value is None else instant_us(value)
+        found = self.optional(name, instant_us)
+        return default if found is None else found
 
     def span(self, name: str, default: timedelta) -> timedelta:
-        value = self.first(name)
-        return default if value is None else timedelta(microseconds=span_us(value))
+        found = self.optional(name, span_us)
+        return default if found is None else timedelta(microseconds=found)
 
     def range_us(self) -> tuple[int | None, int | None]:
-        start, end = self.first("start"), self.first("end")
-        return (
-            None if start is None else instant_us(start),
-            None if end is None else instant_us(end),
-        )
+        """`start` and `end`, where they are given."""
+        start, end = self.optional("start", instant_us), self.optional("end", instant_us)
+        if start is not None and end is not None and end < start:
+            raise BadData('invalid parameter "end": end timestamp must not be before start time')
+        return start, end
+
+    def limit(self) -> int:
+        """`limit`; 0 is none."""
+        return self.optional("limit", _natural) or 0
+
+    def flag(self, name: str) -> bool:
+        """Whether a parameter is true; missing, it is not."""
+        return self.optional(name, _boolean) or False
 
 
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)\Z")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)\Z", re.ASCII)
 
 
 def instant_us(text: str) -> int:
-    """Microseconds since 1970 of unix seconds or RFC 3339. Raises QueryError."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if abs(number) <= MAX_SECONDS:
+    """Microseconds since 1970 of unix seconds or RFC 3339. Raises ValueError."""
+    number = _number(text)
+    if number is not None and abs(number) <= MAX_SECONDS:
         return round(number * 1_000_000)
     if _RFC3339.match(text):
         try:
             return microseconds(datetime.fromisoformat(text.upper()).astimezone(UTC))
         except (ValueError, OverflowError):
             pass
-    raise QueryError(f"cannot parse {text[:60]!r} to a valid timestamp")
+    raise ValueError(f'cannot parse "{text[:60]}" to a valid timestamp')
 
 
 def span_us(text: str) -> int:
-    """Microseconds of a number of seconds or a Prometheus duration. Raises QueryError."""
+    """Microseconds of a number of seconds or a Prometheus duration. Raises ValueError."""
+    number = _number(text)
+    if number is None:
+        try:
+            number = parse_duration(text) / timedelta(seconds=1)
+        except ValueError:
+            number = math.inf
+    if abs(number) > MAX_SECONDS:
+        raise ValueError(f'cannot parse "{text[:60]}" to a valid duration')
+    return round(number * 1_000_000)
+
+
+def _number(text: str) -> float | None:
+    """A float64 as Go reads it; None where it is none, or NaN."""
     try:
         number = float(text)
     except ValueError:
-        try:
-            return parse_duration(text) // timedelta(microseconds=1)
-        except ValueError:
-            number = math.nan
-    if abs(number) > MAX_SECONDS or number != number:
-        raise QueryError(f"cannot parse {text[:60]!r} to a valid duration")
-    return round(number * 1_000_000)
+        return None
+    return None if math.isnan(number) or not text.isascii() or text != text.strip() else number
+
+
+def _natural(text: str) -> int:
+    """A count from 0 on. Raises ValueError."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ValueError(f'cannot parse "{text[:60]}" to a number from 0 to 999999999')
+    return int(text)
+
+
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+
+
+def _boolean(text: str) -> bool:
+    """As Go reads one. Raises ValueError."""
+    if text not in _BOOLEANS:
+        raise ValueError(f'cannot parse "{text[:60]}" to true or false')
+    return _BOOLEANS[text]

@@ -9,10 +9,13 @@ import uvicorn
 
 from schemas.topology import ALERTS, SAMPLES, Exchange, Topology
 from services.api.app import create_app
+from services.api.evaluating import Turns
+from services.api.intake import Bounds, Intake
 from services.api.settings import ApiSettings
 from services.api.state import State
 from services.api.stream import Hub
 from services.database import open_pool, wait_for_schema
+from services.frames import Reader
 from services.runtime import Context, Health, bind, unless_stopping, wait_for_topology
 
 NEEDS = Topology(exchanges=(Exchange(SAMPLES, "topic"), Exchange(ALERTS, "topic")))
@@ -40,14 +43,13 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
     async with (
         open_pool(url, size=settings.database_pool_size, read_only=True) as pool,
         asyncio.TaskGroup() as group,
+        contextlib.AsyncExitStack() as stack,
     ):
-        state = State(
-            settings,
-            pool,
-            hub,
-            whole or context.health,
-            asyncio.Semaphore(settings.query_concurrency),
+        turns = stack.enter_context(
+            contextlib.closing(Turns(settings.query_concurrency, settings.query_queue))
         )
+        intake = Intake(context.bus, pool, _bounds(settings)) if settings.takes_writes else None
+        state = State(settings, pool, Reader(pool), hub, whole or context.health, turns, intake)
         server = _Server(_configuration(settings, state))
         tasks = [
             group.create_task(
@@ -65,6 +67,15 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
         await serving
         for task in tasks:
             task.cancel()
+
+
+def _bounds(settings: ApiSettings) -> Bounds:
+    return Bounds(
+        settings.remote_write_requests,
+        settings.remote_write_max_bytes,
+        settings.max_age,
+        settings.max_ahead,
+    )
 
 
 def _configuration(settings: ApiSettings, state: State) -> uvicorn.Config:

@@ -1,26 +1,34 @@
 """What requests share in one api process."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from services.api.evaluating import Turns
+from services.api.intake import Intake
 from services.api.settings import ApiSettings
 from services.api.stream import Hub
 from services.database import Pool
+from services.frames import Reader
 from services.runtime import Health
 
 
 @dataclass(frozen=True)
 class State:
-    """`pool` reads only. `evaluating` bounds the queries that are computed at once."""
+    """`pool` reads only, and `reader` through it.
+
+    `turns` bounds the queries that are answered at once.
+    """
 
     settings: ApiSettings
     pool: Pool
+    reader: Reader
     hub: Hub
     health: Health
-    evaluating: asyncio.Semaphore
+    turns: Turns
+    intake: Intake | None = None
+    """What takes remote write; None where it is off."""
 
 
 def _state(request: Request) -> State:

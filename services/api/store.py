@@ -9,33 +9,8 @@ from typing import Any
 
 from asyncpg import Record
 
-from engine.promql import Matcher
-from services.api import labels
 from services.clock import rfc3339
 from services.database import Pool
-from services.frames import Reader
-
-
-async def series_labels(
-    pool: Pool, matchers: Sequence[Matcher], range_us: labels.Range
-) -> list[Mapping[str, str]]:
-    """Full label sets of the series that match, of layouts with frames in the range."""
-    async with Reader(pool).snapshot() as snapshot:
-        return await labels.series(
-            snapshot.connection, snapshot.catalogue, matchers, range_us, 50_000
-        )
-
-
-async def metadata(pool: Pool, metric: str | None, limit: int | None) -> dict[str, Any]:
-    """By metric name a list with its type and unit; it has no help text."""
-    rows = await pool.fetch(
-        """select distinct on (metric) metric, type, unit from shapes
-           where $1::text is null or metric = $1 order by metric, id limit $2""",
-        metric,
-        limit,
-    )
-    return {row["metric"]: [{"type": row["type"], "help": "", "unit": row["unit"]}] for row in rows}
-
 
 SILENT_AFTER_INTERVALS = 3
 DEFAULT_INTERVAL_S = 15.0
@@ -86,6 +61,7 @@ async def rule_groups(pool: Pool) -> list[dict[str, Any]]:
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
         groups = await connection.fetch("select * from rule_groups order by position")
         rows = await connection.fetch("select * from alerts order by rule, fingerprint")
+        evaluated_at = await connection.fetchval("select max(received_at) from positions")
     alerts: defaultdict[str, list[Record]] = defaultdict(list)
     for row in rows:
         alerts[row["rule"]].append(row)
@@ -95,12 +71,24 @@ async def rule_groups(pool: Pool) -> list[dict[str, Any]]:
             "file": group["file"],
             "interval": group["interval_s"],
             "limit": 0,
+            **_evaluated(evaluated_at),
             "rules": [
-                _rule(rule, alerts[f"{group['name']}/{rule['alert']}"]) for rule in group["rules"]
+                _rule(rule, alerts[f"{group['name']}/{rule['alert']}"]) | _evaluated(evaluated_at)
+                for rule in group["rules"]
             ],
         }
         for group in groups
     ]
+
+
+NEVER = "0001-01-01T00:00:00Z"
+"""As Prometheus writes an instant that was not yet."""
+
+
+def _evaluated(at: datetime | None) -> dict[str, Any]:
+    """When rules were evaluated last: all of them, whenever samples arrive. The time that it took
+    is not told apart by rule."""
+    return {"evaluationTime": 0, "lastEvaluation": NEVER if at is None else rfc3339(at)}
 
 
 def _rule(rule: Mapping[str, Any], alerts: Sequence[Record]) -> dict[str, Any]:

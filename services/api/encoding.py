@@ -1,0 +1,120 @@
+"""Results of queries as the JSON of Prometheus' HTTP API, in pieces, fast.
+
+A number is a text of the shortest decimal form, never with an exponent; an instant is unix seconds
+to the millisecond. Whole columns are written by one call of the JSON library, whose number format
+then only wants its few exceptions mended.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from engine.promql.blocks import Booleans, Floats, Instants, Labels
+from engine.promql.formatting import format_value
+from engine.promql.results import Matrix, Result, Scalar, Vector
+
+PIECE_BYTES = 1024**2
+"""About how much JSON is made at once, and sent at once."""
+
+_to_json = msgspec.json.Encoder().encode
+
+
+def numbers(values: Floats) -> list[bytes]:
+    """Each value as Prometheus writes it, without quotes."""
+    if not values.size:
+        return []
+    texts = _texts(values)
+    # The library writes null for what is not finite, and exponents for the very small and large.
+    for place in np.flatnonzero(_unusual(values)).tolist():
+        texts[place] = format_value(float(values[place])).encode()
+    return texts
+
+
+LEAST_PLAIN, FIRST_UNPLAIN = 1e-4, 1e15
+"""Between these the JSON library writes numbers without an exponent."""
+
+
+def _unusual(values: Floats) -> Booleans:
+    size = np.abs(values)
+    with np.errstate(invalid="ignore"):
+        plain = (size >= LEAST_PLAIN) & (size < FIRST_UNPLAIN)
+    plain |= (size == 0) & ~np.signbit(values)
+    return np.logical_not(plain)
+
+
+def instants(at: Instants) -> list[bytes]:
+    """Each instant (µs) in unix seconds."""
+    return _texts((at / 1_000_000).round(3)) if at.size else []
+
+
+def _texts(values: Floats) -> list[bytes]:
+    """What the JSON library makes of each value, without the point of a whole number."""
+    plain: bytes = _to_json(values.tolist())[1:-1].replace(b".0,", b",").removesuffix(b".0")
+    return plain.split(b",")
+
+
+def seconds(at_us: int) -> float:
+    """Unix seconds to the millisecond, as Prometheus writes them."""
+    return round(at_us / 1_000_000, 3)
+
+
+def metric(labels: Labels) -> bytes:
+    """A label set, sorted by name."""
+    return _to_json(dict(sorted(labels.items())))
+
+
+def data(result: Result, at_us: int) -> tuple[str, Iterator[bytes]]:
+    """The result's type, and its JSON in pieces. at_us: of a text, which has no instant itself."""
+    if isinstance(result, Vector):
+        return "vector", _listed(_vector(result))
+    if isinstance(result, Matrix):
+        return "matrix", _listed(_matrix(result))
+    if isinstance(result, Scalar):
+        return "scalar", iter([_sample(result.at_us, format_value(result.value))])
+    return "string", iter([_sample(at_us, result)])
+
+
+def _sample(at_us: int, value: str) -> bytes:
+    return _to_json([seconds(at_us), value])
+
+
+def _listed(items: Iterator[Sequence[bytes]]) -> Iterator[bytes]:
+    """A JSON array of items, each given in parts."""
+    parts: list[bytes] = [b"["]
+    size, separated = 1, True
+    for item in items:
+        if not separated:
+            parts.append(b",")
+        separated = False
+        parts += item
+        size += sum(map(len, item))
+        if size > PIECE_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    parts.append(b"]")
+    yield b"".join(parts)
+
+
+def _vector(vector: Vector) -> Iterator[Sequence[bytes]]:
+    at = _to_json(seconds(vector.at_us))
+    for labels, number in zip(vector.labels, numbers(vector.values), strict=True):
+        yield b'{"metric":', metric(labels), b',"value":[', at, b',"', number, b'"]}'
+
+
+def _matrix(matrix: Matrix) -> Iterator[Sequence[bytes]]:
+    texts = instants(matrix.at)
+    # What stands before each value, of the first and of the others: written once for all series.
+    firsts = [b"[" + text + b',"' for text in texts]
+    others = [b'"],' + text for text in firsts]
+    for column, labels in enumerate(matrix.labels):
+        here = matrix.present[:, column].nonzero()[0]
+        if not len(here):
+            continue
+        rows = here.tolist()
+        between = others[:] if len(rows) == len(others) else [others[row] for row in rows]
+        between[0] = firsts[rows[0]]
+        cells: list[bytes] = [b""] * (2 * len(rows))
+        cells[0::2] = between
+        cells[1::2] = numbers(matrix.values[here, column])
+        yield b'{"metric":', metric(labels), b',"values":[', b"".join(cells), b'"]]}'
