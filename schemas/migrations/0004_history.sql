@@ -80,9 +80,8 @@ select partition_table('rollups_5m', 'start', 7), partition_table('rollups_1h', 
 create table days_due (
     layout_id integer not null,
     start     timestamptz not null,     -- exclusive
-    primary key (layout_id, start)
+    primary key (start, layout_id)
 );
-create index days_due_start on days_due (start);
 
 -- For plain SQL, as `samples` is for recent frames. `at` is a bucket's end; `start` is when its row
 -- begins: a condition on it lets the server skip what is older.

@@ -89,7 +89,7 @@ def _folded(parts: Rollup, places: Indexes, buckets: int) -> Rollup:
     here = parts.counts > 0
     low = np.flatnonzero(np.diff(places, prepend=-1))
     edges = _edges(here, low)
-    counts = np.add.reduceat(parts.counts, low, axis=0)
+    counts = np.add.reduceat(parts.counts, low, axis=0, dtype=np.int32)
 
     def put(found: NDArray[T], empty: float) -> NDArray[T]:
         whole = np.full((buckets, found.shape[1]), empty, found.dtype)
