@@ -1,6 +1,6 @@
 """What the database sends of frames and sealed blocks, put together into blocks of samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from engine.promql.blocks import Block, Columns, Floats, Indexes, Instants, cell_bits
 from schemas.values import ABSENT, ABSENT_BITS
 from services import sealed
+from services.unsealing import Group, unseal_groups
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970: PostgreSQL counts timestamps from there."""
@@ -86,26 +87,69 @@ class SealedHour(NamedTuple):
     spans: list[SealedSpan]
 
 
-def sealed_piece(hour: SealedHour, width: int, columns: int) -> Piece:
-    """The samples of one block, whose layout has `width` series. Raises Invalid."""
-    values = np.empty((columns, hour.rows))
+class History(NamedTuple):
+    """The blocks of one layout, in order; how wide it is, and how many of its columns are wanted."""
+
+    hours: Sequence[SealedHour]
+    width: int
+    columns: int
+
+
+def sealed_pieces(histories: Sequence[History]) -> list[Piece]:
+    """One piece of each history; all are decompressed together. Raises Invalid."""
+    pieces = [_room(one) for one in histories]
+    groups: list[Group] = []
+    targets: list[tuple[Floats, Indexes]] = []
+    for history, piece in zip(histories, pieces, strict=True):
+        row = 0
+        for hour in history.hours:
+            rows = slice(row, row + hour.rows)
+            row += hour.rows
+            for group, places in _groups(hour, history.width):
+                groups.append(group)
+                targets.append((piece.values[rows], places))
+    for place, values in unseal_groups(groups):
+        target, places = targets[place]
+        target[:, places] = values.T
+    _fill_instants(histories, pieces)
+    return pieces
+
+
+def _room(history: History) -> Piece:
+    """An empty piece; a column is contiguous in memory."""
+    rows = sum(hour.rows for hour in history.hours)
+    return Piece(np.empty(rows, np.int64), np.empty((history.columns, rows)).T)
+
+
+def _groups(hour: SealedHour, width: int) -> Iterator[tuple[Group, Indexes]]:
+    """Groups to be decompressed, and where their wanted columns go."""
     for span, data, begin, ends in hour.spans:
         for number, (inside, places) in span.wanted.items():
             low = begin if number == span.lower else ends[number - span.lower - 1]
-            group = data[low - begin : ends[number - span.lower] - begin]
             size = min(sealed.GROUP, width - (number - 1) * sealed.GROUP)
-            values[places] = sealed.unseal_group(group, hour.rows, size, inside.tolist()).T
-    return Piece(sealed.unseal_instants(hour.at, hour.rows), values.T)
+            packed = data[low - begin : ends[number - span.lower] - begin]
+            yield Group(packed, hour.rows, size, inside), places
 
 
-def joined(history: Iterable[Piece], head: Iterable[Piece]) -> Piece | None:
-    """One piece of all; where both hold a cell, history wins. None where there is nothing.
+def _fill_instants(histories: Sequence[History], pieces: Sequence[Piece]) -> None:
+    """Layouts of one host have the same instants as a rule: these are decompressed once."""
+    hours = [hour for history in histories for hour in history.hours]
+    packed = {hour.at: hour.rows for hour in hours}
+    groups = [Group(at, rows, 1, (0,)) for at, rows in packed.items()]
+    texts = list(packed)
+    known = {texts[place]: values.view(np.int64)[0] for place, values in unseal_groups(groups)}
+    for history, piece in zip(histories, pieces, strict=True):
+        if history.hours:
+            np.concatenate([known[hour.at] for hour in history.hours], out=piece.at)
 
-    Neither holds an instant twice.
-    """
-    old, new = _in_a_row(history), _in_a_row(head)
-    if old is None or new is None:
-        return new if old is None else old
+
+def joined(old: Piece, head: Iterable[Piece]) -> Piece:
+    """History and head in one; where both hold a cell, history wins."""
+    new = _in_a_row(head)
+    if new is None:
+        return old
+    if not len(old.at):
+        return new
     if new.at[0] > old.at[-1]:
         return Piece(np.concatenate([old.at, new.at]), np.concatenate([old.values, new.values]))
     at = np.union1d(old.at, new.at)
@@ -129,10 +173,8 @@ def _in_a_row(pieces: Iterable[Piece]) -> Piece | None:
     return Piece(at[order], values[order])
 
 
-def block(columns: Columns, piece: Piece | None, start_us: int, end_us: int) -> Block | None:
+def block(columns: Columns, piece: Piece, start_us: int, end_us: int) -> Block | None:
     """The samples in start_us < at <= end_us; None where there are none."""
-    if piece is None:
-        return None
     low, high = np.searchsorted(piece.at, [start_us, end_us], side="right")
     if low == high:
         return None

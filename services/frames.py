@@ -20,6 +20,7 @@ from engine.promql.matchers import Matcher
 from services import clock
 from services.database import Connection, Pool
 from services.frame_pieces import (
+    History,
     Piece,
     SealedHour,
     SealedSpan,
@@ -27,7 +28,7 @@ from services.frame_pieces import (
     block,
     head_piece,
     joined,
-    sealed_piece,
+    sealed_pieces,
     spans,
 )
 from services.series_lookup import Catalogue, Selected
@@ -226,13 +227,18 @@ def _blocks(
         hour = hours[place].setdefault(row["start"], SealedHour(row["rows"], row["at"], []))
         part = SealedSpan(one.spans[row["span"]], row["data"], row["before"], row["ends"])
         hour.spans.append(part)
+    histories = [
+        History(
+            [hour for _, hour in sorted(hours[place].items())],
+            one.selected.width,
+            len(one.selected.columns),
+        )
+        for place, one in enumerate(wanted)
+    ]
     found = []
-    for place, one in enumerate(wanted):
-        columns = one.selected.columns
-        history = [
-            sealed_piece(hour, one.selected.width, len(columns)) for hour in hours[place].values()
-        ]
-        made = block(columns, joined(history, head[place]), start_us, end_us)
+    for place, old in enumerate(sealed_pieces(histories)):
+        piece = joined(old, head[place])
+        made = block(wanted[place].selected.columns, piece, start_us, end_us)
         if made is not None:
             found.append(made)
     return found

@@ -71,7 +71,7 @@ CONSTANT = 255
 STEP, LEVEL = range(2)
 """What is predicted: `base` as the step from the value before, or as that from the first."""
 
-_COLUMN = np.dtype(
+COLUMN = np.dtype(
     [
         ("scale", "u1"),
         ("prediction", "u1"),
@@ -81,10 +81,10 @@ _COLUMN = np.dtype(
         ("base", "<i8"),
     ]
 )
-_EXCEPTION = np.dtype([("gap", "<u4"), ("bits", "<i8")])
+EXCEPTION = np.dtype([("gap", "<u4"), ("bits", "<i8")])
 """A cell that keeps its bits; gap: cells since the last such one, column after column."""
 
-_SIGNED = np.array([folded >> 1 ^ -(folded & 1) for folded in range(256)])
+SIGNED = np.array([folded >> 1 ^ -(folded & 1) for folded in range(256)])
 _POSITIVE = 2**63 - 1
 
 
@@ -98,7 +98,7 @@ class Sealed(NamedTuple):
 
 
 class _Modelled(NamedTuple):
-    """Columns on their way into groups. columns: `_COLUMN` (count,); residuals: (count, rows - 1);
+    """Columns on their way into groups. columns: `COLUMN` (count,); residuals: (count, rows - 1);
     exceptions: where cells (count, rows) keep their bits."""
 
     columns: NDArray[np.void]
@@ -128,7 +128,7 @@ def _model(values: Floats) -> _Modelled:
     bits = values.view(np.int64)
     varying = np.flatnonzero((bits != bits[:, :1]).any(axis=1))
     count, rows = values.shape
-    columns = np.zeros(count, _COLUMN)
+    columns = np.zeros(count, COLUMN)
     columns["scale"] = CONSTANT
     columns["first"] = bits[:, 0]
     residuals = np.zeros((count, rows - 1), np.uint64)
@@ -190,7 +190,7 @@ def _filled(values: Floats, holes: Booleans) -> Floats:
 
 def _predict(integers: Integers, scales: Bytes, exceptions: Booleans) -> _Modelled:
     """What the best prediction leaves of columns (count, rows). Differences are modulo 2**64."""
-    columns = np.zeros(len(integers), _COLUMN)
+    columns = np.zeros(len(integers), COLUMN)
     columns["scale"] = scales
     columns["first"] = integers[:, 0]
     steps = np.diff(integers, axis=1)
@@ -242,7 +242,7 @@ def _packed(bits: Integers, modelled: _Modelled) -> Iterator[bytes]:
         written = np.arange(8) < columns["width"][:, np.newaxis]
         planes = residuals.view(np.uint8).reshape(len(columns), rows - 1, 8).swapaxes(1, 2)
         places = np.flatnonzero(modelled.exceptions[group])
-        kept = np.empty(len(places), _EXCEPTION)
+        kept = np.empty(len(places), EXCEPTION)
         kept["gap"] = np.diff(places, prepend=0)
         kept["bits"] = bits[group].reshape(-1)[places]
         parts = (_shuffled(columns), planes[written].tobytes(), _shuffled(kept))
@@ -270,10 +270,10 @@ def unseal_group(data: bytes, rows: int, columns: int, only: Sequence[int] | Non
 def _unsealed(data: bytes, rows: int, count: int, only: Sequence[int] | None) -> Floats:
     """Columns (chosen, rows) of a group of `count`."""
     content = _content(data, rows, count)
-    columns, content = _unshuffled(content, count * _COLUMN.itemsize, _COLUMN)
+    columns, content = _unshuffled(content, count * COLUMN.itemsize, COLUMN)
     ends = [width * (rows - 1) for width in columns["width"].tolist()]
     ends = list(accumulate(ends, initial=0))
-    exceptions, _ = _unshuffled(content[ends[-1] :], content.size - ends[-1], _EXCEPTION)
+    exceptions, _ = _unshuffled(content[ends[-1] :], content.size - ends[-1], EXCEPTION)
     chosen = range(count) if only is None else only
     values = np.empty((len(chosen), rows))
     fields = columns.tolist()
@@ -298,7 +298,7 @@ def _content(data: bytes, rows: int, columns: int) -> Bytes:
     if data[:1] != VERSION:
         raise Invalid(f"sealed block: version {data[:1].hex() or 'missing'}; expected 01")
     frame = data[1:]
-    most = columns * (_COLUMN.itemsize + rows * (8 + _EXCEPTION.itemsize))
+    most = columns * (COLUMN.itemsize + rows * (8 + EXCEPTION.itemsize))
     try:
         if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
             raise Invalid("sealed block: more bytes than its cells can take")
@@ -343,7 +343,7 @@ def _restore(column: tuple[int, ...], planes: Bytes, values: Floats) -> None:
 def _unfolded(planes: Bytes, width: int, size: int) -> Integers:
     """The signed integers (size,) of planes of bytes, the lowest first."""
     if width == 1:
-        return _SIGNED[planes]
+        return SIGNED[planes]
     cells = np.zeros((size, 8), np.uint8)
     cells[:, :width] = planes.reshape(width, size).T
     folded = cells.view(np.int64)[:, 0]
