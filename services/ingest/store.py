@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 
 from schemas.events import AgentStatus
-from services.clock import EPOCH, instant
+from services.clock import EPOCH, instant, now_us
 from services.database import Connection, Pool
 from services.failpoints import failpoint
 from services.ingest import registry
@@ -16,11 +16,13 @@ from services.ingest.batch import (
     Progress,
     Received,
     RowKey,
+    Rows,
     days,
     encode_copy,
     passes,
     progress,
 )
+from services.ingest.duplicates import sealed_rows
 
 STAGING = """
 create temporary table if not exists staging
@@ -31,7 +33,7 @@ create temporary table if not exists staging
 # A frame that is there already only gains the values that it lacked.
 MERGE = """
 insert into frames as stored (layout_id, at, values)
-select layout_id, at, values from staging order by layout_id, at
+select layout_id, at, values from staging order by cardinality(values), layout_id, at
 on conflict (layout_id, at) do update
     set values = merge_absent(stored.values, excluded.values)
     where lacks_any(stored.values, excluded.values)
@@ -71,6 +73,11 @@ where known.at <= excluded.at
 """
 
 
+MERGED_BATCHES = 20
+"""Batches that are merged after one that held a row that was there already. Merging costs the
+database twice as much as writing, and repeated messages seldom come alone."""
+
+
 class Outdated(Exception):
     """Layouts were collected since those of a batch were looked up; nothing of it is stored."""
 
@@ -81,6 +88,7 @@ class Store:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._days: set[int] = set()
+        self._merging = 0
         self._collected = 0
 
     async def write(self, batch: Sequence[Received]) -> int:
@@ -94,6 +102,8 @@ class Store:
                 return await self._write(batch, keep_partitions=dropped)
             except Outdated:
                 continue
+            except asyncpg.UniqueViolationError:
+                self._merging = MERGED_BATCHES
             except asyncpg.CheckViolationError:
                 if dropped:
                     raise
@@ -109,10 +119,8 @@ class Store:
                     await connection.execute("lock table only frames in row exclusive mode")
                     self._days.clear()
                     await self._ensure_partitions(connection, days(batch))
-                await connection.execute(STAGING)
-                known: set[RowKey] = set()
-                for frames in passes(batch):
-                    known |= await self._merge(connection, encode_copy(frames))
+                known = await self._store(connection, passes(batch))
+                known |= await sealed_rows(connection, batch, now_us())
                 await self._check_layouts(connection)
                 agents = progress(batch, known)
                 await _save_progress(connection, agents)
@@ -120,13 +128,26 @@ class Store:
         failpoint("ingest.after_commit")
         return sum(agent.duplicates for agent in agents.values())
 
+    async def _store(self, connection: Connection, groups: Sequence[list[Rows]]) -> set[RowKey]:
+        """Write rows; the keys of those that were stored before.
+
+        Raises UniqueViolationError where some were and this one did not look for them.
+        """
+        if not self._merging and len(groups) == 1:
+            await _copy(connection, "frames", encode_copy(groups[0]))
+            return set()
+        self._merging = max(self._merging - 1, 0)
+        await connection.execute(STAGING)
+        known: set[RowKey] = set()
+        for frames in groups:
+            known |= await self._merge(connection, encode_copy(frames))
+        return known
+
     async def _merge(self, connection: Connection, rows: bytes) -> set[RowKey]:
         await connection.execute("truncate staging")
-        # Bytes would be taken for a path, and a file would be read by a thread.
-        source: Any = memoryview(rows)
-        copied = await connection.copy_to_table("staging", source=source, format="binary")
+        copied = await _copy(connection, "staging", rows)
         merged = await connection.execute(MERGE)
-        if merged.split()[-1] == copied.split()[-1]:
+        if int(merged.split()[-1]) == copied:
             return set()
         return {(r["layout_id"], r["at_us"]) for r in await connection.fetch(ALREADY_STORED)}
 
@@ -179,6 +200,14 @@ class Store:
             status.interval_s,
             source,
         )
+
+
+async def _copy(connection: Connection, table: str, rows: bytes) -> int:
+    """COPY these; their number."""
+    # Bytes would be taken for a path, and a file would be read by a thread.
+    source: Any = memoryview(rows)
+    copied = await connection.copy_to_table(table, source=source, format="binary")
+    return int(copied.split()[-1])
 
 
 async def _save_progress(connection: Connection, agents: dict[Key, Progress]) -> None:
