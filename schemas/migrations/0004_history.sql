@@ -203,8 +203,8 @@ begin
     end if;
 end $$;
 
--- Drops the partition that begins at `lower`. Locks readers and writers out of the table (only of
--- the chunk on a hypertable), also while it waits for those that are in: set lock_timeout before.
+-- Drops the partition that begins at `lower`. To be called with the table locked, and with a short
+-- lock_timeout: whoever comes while this waits for the lock waits as long.
 create function drop_partition(parent text, lower timestamptz) returns void
 language plpgsql as $$
 declare

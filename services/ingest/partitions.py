@@ -44,6 +44,8 @@ async def drop(
     async def work(connection: Connection) -> bool:
         if not await prepare(connection):
             return False
+        # The table first, as everyone who reads or writes it: else they deadlock over its chunk.
+        await connection.execute(f"lock table only {partition.parent} in access exclusive mode")
         await connection.execute("select drop_partition($1, $2)", partition.parent, partition.lower)
         return True
 
@@ -62,18 +64,17 @@ async def drop_empty_head(pool: Pool, now: datetime, progress: Progress) -> time
 
 
 async def _drop_if_empty(pool: Pool, partition: Partition) -> bool:
-    holds_rows = f"select exists (select from {partition.name})"
-    size = f"select pg_relation_size('{partition.name}')"
-    if await pool.fetchval(holds_rows):
-        return False
-    if await pool.fetchval(size) > EMPTY_BYTES:  # deleted rows, of which a scan would see each
+    size = f"pg_relation_size('{partition.name}')"
+    empty = f"""select case when {size} <= {EMPTY_BYTES}
+                       then not exists (select from {partition.name}) else false end"""
+    if await pool.fetchval(f"select {size}") > EMPTY_BYTES:  # what was deleted, as a rule
         await pool.execute(f"vacuum {partition.name}", timeout=VACUUM_TIMEOUT_S)
+    if not await pool.fetchval(empty):
+        return False
 
-    async def still_empty(connection: Connection) -> bool:
-        # The table first, as everyone does. Late rows go in before this, or after the drop: then
-        # their partition is made anew.
+    async def is_still_empty(connection: Connection) -> bool:
+        # Late rows go in before this, or after the drop: then their partition is made anew.
         await connection.execute(f"lock table only {partition.parent} in access exclusive mode")
-        small = await connection.fetchval(size) <= EMPTY_BYTES
-        return small and not await connection.fetchval(holds_rows)
+        return bool(await connection.fetchval(empty))
 
-    return await drop(pool, partition, still_empty)
+    return await drop(pool, partition, is_still_empty)

@@ -104,10 +104,12 @@ class Store:
                 continue
             except asyncpg.UniqueViolationError:
                 self._merging = MERGED_BATCHES
-            except asyncpg.CheckViolationError:
+            except (asyncpg.CheckViolationError, asyncpg.InternalServerError):
+                # A job dropped the partition when it was empty; COPY into a hypertable that waited
+                # meanwhile says "could not open relation".
                 if dropped:
                     raise
-                dropped = True  # the partition, when it was empty
+                dropped = True
 
     async def _write(self, batch: Sequence[Received], *, keep_partitions: bool) -> int:
         async with self._pool.acquire() as connection:

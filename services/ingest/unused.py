@@ -105,6 +105,7 @@ async def _collect(pool: Pool, candidates: Sequence[int]) -> int:
             "delete from layout_shapes where layout_id = any($1::integer[]) returning shape_id",
             ids,
         )
+        await connection.execute("delete from days_due where layout_id = any($1::integer[])", ids)
         await connection.execute("delete from layouts where id = any($1::integer[])", ids)
         await connection.execute(COLLECT_SERIES, list({row["series_id"] for row in series}))
         await connection.execute(COLLECT_SHAPES, list({row["shape_id"] for row in shapes}))
