@@ -35,7 +35,8 @@ def head_piece(at: bytes, values: bytes, width: int, columns: Indexes) -> Piece:
     cell = np.dtype([("length", ">i4"), ("bits", ">u8")])
     row = np.dtype([("header", f"V{_ARRAY_HEADER_BYTES}"), ("cells", cell, (width,))])
     bits = np.frombuffer(values, row)["cells"]["bits"]
-    chosen = bits if len(columns) == width else bits[:, columns]
+    in_order = len(columns) == width and (columns[1:] > columns[:-1]).all()
+    chosen = bits if in_order else bits[:, columns]
     cells = chosen.astype("<u8").view(np.float64)
     if (instants[1:] > instants[:-1]).all():
         return Piece(instants, cells)
@@ -88,7 +89,7 @@ class SealedHour(NamedTuple):
 
 
 class History(NamedTuple):
-    """The blocks of one layout, in order; how wide it is, and how many of its columns are wanted."""
+    """The blocks of one layout, in order; its series, and how many of them are wanted."""
 
     hours: Sequence[SealedHour]
     width: int

@@ -1,0 +1,332 @@
+"""Reading what is stored: head and sealed history as one, by any matchers, bounded, cancellable."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from engine.promql import Block, Matcher, MatchOp, QueryError, matches, parse
+from engine.promql.blocks import Labels, distinct_blocks
+from engine.promql.nodes import Selector
+from schemas.layouts import Series
+from schemas.samples import SampleMessage
+from schemas.values import ABSENT, ABSENT_BITS, STALE
+from services import sealed
+from services.api import labels
+from services.clock import instant, now_us
+from services.database import Pool, open_pool
+from services.frames import Limits, Reader
+from services.ingest.batch import Layouts, Window, receive
+from services.ingest.sealing import seal
+from services.ingest.store import Store
+from tests.builders import delivery, sample_message
+from tests.processes import eventually
+
+HOUR_US = 3_600_000_000
+MINUTE_US = 60_000_000
+T0 = now_us() // HOUR_US * HOUR_US - 6 * HOUR_US
+WINDOW = Window(timedelta(days=30), timedelta(days=1))
+EVERYTHING = [Matcher("__name__", MatchOp.REGEX, ".+")]
+
+
+@pytest.fixture(params=["timescale", "plain"])
+async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+    """Every test that takes it runs on TimescaleDB and on plain PostgreSQL."""
+    name = "database_url" if request.param == "timescale" else "plain_database_url"
+    async with open_pool(request.getfixturevalue(name)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def any_pool(database_url: str) -> AsyncIterator[Pool]:
+    async with open_pool(database_url) as opened:
+        yield opened
+
+
+async def store(pool: Pool, *messages: SampleMessage) -> None:
+    layouts, bounds = Layouts(), WINDOW.bounds_us(now_us())
+    batch = [receive(delivery(one), one, layouts, bounds) for one in messages]
+    await Store(pool).write(batch)
+
+
+async def seal_until(pool: Pool, end_us: int) -> None:
+    """Seals the hours that ended up to then."""
+    await seal(pool, instant(end_us) + timedelta(hours=1, seconds=1), lambda text: None)
+
+
+async def read(pool: Pool, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
+    async with Reader(pool).snapshot() as snapshot:
+        return await snapshot.read(matchers, start_us, end_us)
+
+
+def selector(text: str) -> tuple[Matcher, ...]:
+    tree = parse(text).tree
+    assert isinstance(tree, Selector)
+    return tree.matchers
+
+
+def samples(blocks: Sequence[Block]) -> dict[frozenset[tuple[str, str]], list[tuple[int, int]]]:
+    """By series its (instant, bits), absent cells left out."""
+    found = {}
+    for block in distinct_blocks(blocks):
+        bits = block.values.view(np.uint64)
+        for column, identity in enumerate(block.columns.identities()):
+            rows = np.flatnonzero(bits[:, column] != ABSENT_BITS)
+            found[identity] = [(int(block.at[row]), int(bits[row, column])) for row in rows]
+    return found
+
+
+def values_of(block: Block) -> list[list[float]]:
+    return [[float(value) for value in row] for row in block.values]
+
+
+async def test_an_answer_is_the_same_whatever_is_sealed(pool: Pool) -> None:
+    width = 2 * sealed.GROUP + 5
+    series = [Series(f"m{n % 7}", {"n": str(n)}) for n in range(width)]
+    random = np.random.default_rng(3)
+    rows = np.round(random.normal(1e4, 50, (200, width)).cumsum(axis=0), 2)
+    rows[random.random(rows.shape) < 0.01] = ABSENT
+    rows[random.random(rows.shape) < 0.01] = STALE
+    first_us = T0 + 7_000_000
+    await store(
+        pool, sample_message(*rows.tolist(), at_us=first_us, step_us=MINUTE_US, series=series)
+    )
+    ranges = [
+        (T0 - HOUR_US, T0 + 9 * HOUR_US),
+        (T0 + HOUR_US + 7_000_000, T0 + HOUR_US + 7_000_000 + 10 * MINUTE_US),
+        (T0 + 2 * HOUR_US, T0 + 3 * HOUR_US),
+        (T0 + 8 * HOUR_US, T0 + 9 * HOUR_US),
+    ]
+    selectors = [EVERYTHING, selector("m3"), selector(f'{{n=~"1|{width - 1}"}}')]
+    head = [samples(await read(pool, one, *range_)) for one in selectors for range_ in ranges]
+    assert sum(len(one) for one in head) > 0
+    for hours in (1, 2, 3, 4):
+        await seal_until(pool, T0 + hours * HOUR_US)
+        again = [samples(await read(pool, one, *range_)) for one in selectors for range_ in ranges]
+        assert again == head
+    assert await pool.fetchval("select count(*) from frames") == 0
+    assert await pool.fetchval("select count(*) from blocks") == 4
+
+
+async def test_a_range_is_open_on_its_left_in_head_and_history(pool: Pool) -> None:
+    await store(pool, sample_message(*[[float(n), 0.0] for n in range(4)], at_us=T0, step_us=60))
+    for _ in range(2):
+        (block,) = await read(pool, EVERYTHING, T0 + 60, T0 + 180)
+        assert block.at.tolist() == [T0 + 120, T0 + 180]
+        await seal_until(pool, T0 + HOUR_US)
+
+
+async def test_where_head_and_block_hold_a_cell_the_block_wins(pool: Pool) -> None:
+    rows = [[1.0, ABSENT], [2.0, 2.5]]
+    await store(pool, sample_message(*rows, at_us=T0 + 60, step_us=60))
+    await seal_until(pool, T0 + HOUR_US)
+    late = [[9.0, 9.0], [9.0, 9.0], [3.0, 3.0]]
+    layout_id = await pool.fetchval("select id from layouts")
+    await pool.executemany(
+        "insert into frames values ($1, $2, $3)",
+        [(layout_id, instant(T0 + 60 * n), row) for n, row in enumerate(late, 1)],
+    )
+    (block,) = await read(pool, EVERYTHING, T0, T0 + HOUR_US)
+    assert block.at.tolist() == [T0 + 60, T0 + 120, T0 + 180]
+    assert values_of(block) == [[1.0, 9.0], [2.0, 2.5], [3.0, 3.0]]
+
+
+async def test_a_reader_sees_all_of_an_hour_while_it_is_sealed(any_pool: Pool) -> None:
+    hosts = range(20)
+    await store(
+        any_pool,
+        *(
+            sample_message(
+                *[[float(n), 1.0] for n in range(60)],
+                instance=f"host-{host}",
+                at_us=T0 + 1,
+                step_us=MINUTE_US,
+            )
+            for host in hosts
+        ),
+    )
+    reader = Reader(any_pool)
+
+    async def count() -> set[int]:
+        async with reader.snapshot() as snapshot:
+            blocks = await snapshot.read(EVERYTHING, T0, T0 + HOUR_US)
+            return {len(block.at) for block in blocks} | {-len(blocks)}
+
+    seen = [await count()]
+    sealing = asyncio.ensure_future(seal_until(any_pool, T0 + HOUR_US))
+    while not sealing.done():
+        seen.append(await count())
+    await sealing
+    seen.append(await count())
+    assert all(one == {60, -len(hosts)} for one in seen)
+
+
+LAYOUTS = [
+    ({"job": "node", "instance": "a"}, ["cpu", "mem", "cpu", "disk"]),
+    ({"job": "node", "instance": "b"}, ["cpu", "mem", "cpu", "disk"]),
+    ({"job": "node", "instance": "b", "site": "x"}, ["net", "net"]),
+    ({"job": "db", "instance": "a", "mode": "primary"}, ["cpu", "up"]),
+]
+MODES = ("idle", "user", "", "steal")
+SELECTORS = [
+    "cpu",
+    "cpu{}",
+    'cpu{instance="a"}',
+    'cpu{instance="a",job="db"}',
+    'cpu{mode="idle"}',
+    'cpu{mode="primary"}',
+    'cpu{mode!="idle"}',
+    'cpu{mode=""}',
+    'cpu{mode=~"i.*|primary"}',
+    'cpu{site=""}',
+    '{site="x"}',
+    '{site!="",job="node"}',
+    '{mode="primary"}',
+    '{mode="user"}',
+    '{mode=~"us.*"}',
+    '{instance=~"b|c"}',
+    '{job="node",instance!="a"}',
+    '{instance="a",instance="b"}',
+    '{__name__=~"c.*|up"}',
+    '{__name__!="cpu",job="node"}',
+    '{__name__=~"c.*",__name__!~".*x"}',
+    '{__name__="cpu",__name__="mem"}',
+    '{nothing="here"}',
+    "nothing",
+    '{job=~".+"}',
+    'mem{own="1"}',
+]
+
+
+async def stored_layouts(pool: Pool) -> list[Labels]:
+    """Stores LAYOUTS; all label sets that this makes. A label of a source wins over a series'."""
+    every: list[Labels] = []
+    messages = []
+    for number, (source, metrics) in enumerate(LAYOUTS):
+        own = [{"mode": MODES[place], "own": str(place)} for place in range(len(metrics))]
+        own = [{name: value for name, value in one.items() if value} for one in own]
+        series = [Series(m, one) for m, one in zip(metrics, own, strict=True)]
+        every += [{**one.labels, **source, "__name__": one.name} for one in series]
+        messages.append(
+            sample_message(
+                [1.0] * len(series),
+                at_us=T0 + 1,
+                seq=number,
+                series=series,
+                job=source["job"],
+                instance=source["instance"],
+                labels=source,
+            )
+        )
+    await store(pool, *messages)
+    return every
+
+
+async def test_any_matchers_select_the_series_that_they_match(pool: Pool) -> None:
+    every = await stored_layouts(pool)
+    reader = Reader(pool)
+    for _ in range(2):  # read, then remembered
+        for text in SELECTORS:
+            async with reader.snapshot() as snapshot:
+                blocks = await snapshot.read(selector(text), T0, T0 + 1)
+            found = [labels for block in blocks for labels in block.labels]
+            expected = [one for one in every if matches(selector(text), one)]
+            assert sorted(map(sorted, (one.items() for one in found))) == sorted(
+                map(sorted, (one.items() for one in expected))
+            ), text
+
+
+async def test_label_names_and_values_are_those_of_the_series_that_match(pool: Pool) -> None:
+    every = await stored_layouts(pool)
+    ever = (None, None)
+    async with Reader(pool).snapshot() as snapshot:
+        known = snapshot.connection, snapshot.catalogue
+        for text in [*SELECTORS, None]:
+            asked = () if text is None else selector(text)
+            matching = [one for one in every if matches(asked, one)]
+            names = {name for one in matching for name in one}
+            assert await labels.names(*known, asked, ever) == names, text
+            for name in ("__name__", "mode", "instance", "site", "none"):
+                values = {one[name] for one in matching if name in one}
+                assert await labels.values(*known, name, asked, ever) == values, (text, name)
+
+
+async def test_series_are_those_of_layouts_with_samples_in_the_range(pool: Pool) -> None:
+    await store(
+        pool,
+        sample_message([1.0, 2.0], instance="old", at_us=T0 + 1),
+        sample_message([1.0, 2.0], instance="new", at_us=T0 + 3 * HOUR_US),
+    )
+    await seal_until(pool, T0 + HOUR_US)
+
+    async def instances(start_us: int | None, end_us: int | None) -> set[str]:
+        async with Reader(pool).snapshot() as snapshot:
+            found = await labels.series(
+                snapshot.connection, snapshot.catalogue, EVERYTHING, (start_us, end_us), 10
+            )
+        return {one["instance"] for one in found}
+
+    assert await instances(None, None) == {"old", "new"}
+    assert await instances(T0, T0 + HOUR_US) == {"old"}
+    assert await instances(T0 + 2 * HOUR_US, None) == {"new"}
+    assert await instances(None, T0 - HOUR_US) == set()
+
+
+async def test_a_layout_has_one_columns_object_from_query_to_query(any_pool: Pool) -> None:
+    await store(any_pool, sample_message([1.0, 2.0], at_us=T0 + 1))
+    reader = Reader(any_pool)
+    found = []
+    for _ in range(2):
+        async with reader.snapshot() as snapshot:
+            (block,) = await snapshot.read(selector('temperature{room="a"}'), T0, T0 + 1)
+            found.append(block.columns)
+    assert found[0] is found[1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(series=1), "selects 2 series; at most 1"),
+        (Limits(cells=5), "reads 6 samples; at most 5"),
+    ],
+)
+@pytest.mark.parametrize("text", ["temperature", '{room=~"a|b"}'])
+async def test_a_query_past_a_limit_is_refused(
+    any_pool: Pool, text: str, limits: Limits, reason: str
+) -> None:
+    await store(any_pool, sample_message(*[[1.0, 2.0]] * 3, at_us=T0 + 1))
+    for _ in range(2):
+        with pytest.raises(QueryError, match=reason):
+            async with Reader(any_pool).snapshot(limits) as snapshot:
+                await snapshot.read(selector(text), T0, T0 + HOUR_US)
+        await seal_until(any_pool, T0 + HOUR_US)
+
+
+async def test_too_many_samples_are_refused_before_they_are_read(any_pool: Pool) -> None:
+    await store(any_pool, sample_message([1.0, 2.0], at_us=T0 + 1))
+    await seal_until(any_pool, T0 + HOUR_US)
+    await any_pool.execute("update blocks set rows = 4000, data = 'none that could be read'")
+    with pytest.raises(QueryError, match="reads 8,000 samples; at most 7,000"):
+        async with Reader(any_pool).snapshot(Limits(cells=7_000)) as snapshot:
+            await snapshot.read(EVERYTHING, T0, T0 + HOUR_US)
+
+
+async def test_a_cancelled_read_ends_on_the_server_too(any_pool: Pool) -> None:
+    await store(any_pool, sample_message([1.0, 2.0], at_us=T0 + 1))
+    waiting = """select count(*) from pg_stat_activity
+                 where datname = current_database() and wait_event_type = 'Lock'"""
+
+    async def reads_wait() -> bool:
+        return bool(await any_pool.fetchval(waiting))
+
+    async with any_pool.acquire() as other, other.transaction():
+        await other.execute("lock table frames in access exclusive mode")
+        reading = asyncio.ensure_future(read(any_pool, EVERYTHING, T0, T0 + HOUR_US))
+        await eventually(reads_wait)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not await reads_wait()
+    assert len(await read(any_pool, EVERYTHING, T0, T0 + HOUR_US)) == 1
