@@ -98,6 +98,16 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     query.add_argument("--range", help="over this span up to now, such as 1h")
     query.add_argument("--step", help="between two values of a range, such as 15s")
     query.add_argument("--output", choices=("table", "json", "csv"), default="table")
+    export = commands.add_parser("export", help="write raw samples to a file")
+    export.add_argument("selector", help='PromQL selector, such as up{job="node"}')
+    export.add_argument("--start", required=True, help="first instant: 2026-01-31T10:00:00Z")
+    export.add_argument("--end", help="up to and without this instant (default: now)")
+    export.add_argument(
+        "--format", choices=("openmetrics", "csv", "parquet"), default="openmetrics"
+    )
+    export.add_argument("--output", type=Path, default=Path("-"), help="file (default: stdout)")
+    if wanted == "export":
+        add_flags(export, _settings_model("export"))
     check = commands.add_parser("check", help="check rule, routing and agent files")
     check.add_argument("kind", choices=("rules", "routing", "agent"))
     check.add_argument("files", nargs="+", type=Path)
@@ -105,7 +115,11 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
 
 
 def _settings_model(name: str) -> type[ServiceSettings]:
-    modules = {"up": "services.allinone", "migrate": "services.migrate"}
+    modules = {
+        "up": "services.allinone",
+        "migrate": "services.migrate",
+        "export": "services.export",
+    }
     module = modules.get(name, f"services.{name}.settings")
     model: type[ServiceSettings] = getattr(
         importlib.import_module(module), f"{name.title()}Settings"
@@ -215,6 +229,16 @@ def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
     return 0
 
 
+def _run_export(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.export import ExportSettings, export, request
+
+    settings = load(ExportSettings, environ=os.environ, flags=options)
+    database_url = required(settings.database_url, "database_url")
+    asked = request(*(options[name] for name in ("selector", "start", "end", "format", "output")))
+    run_loop(export(asked, database_url))
+    return 0
+
+
 def _run_check(_: str, __: Path | None, options: dict[str, Any]) -> int:
     from services.documents import DocumentError
 
@@ -246,6 +270,7 @@ _COMMANDS: dict[str, Callable[[str, Path | None, dict[str, Any]], int]] = {
     "health": _run_health,
     "query": _run_query,
     "check": _run_check,
+    "export": _run_export,
     **dict.fromkeys(SERVICES, _run_service),
 }
 
