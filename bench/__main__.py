@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import agent, disk, ingest
+from bench import agent, disk, growth, ingest, query
 from bench.figures import LATEST, Failed, Figure, Options, keep, table
 from services.telemetry import configure_logging
 from tests.stack.choice import STACK_VARIABLE, Unavailable, asked_for, refusal
@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS: dict[str, Callable[[Stack, Say, Options], Coroutine[Any, Any, list[Figure]]]] = {
     ingest.BENCH: ingest.measure,
     disk.BENCH: disk.measure,
+    query.BENCH: query.measure,
+    growth.BENCH: growth.measure,
     agent.BENCH: agent.measure,
 }
 

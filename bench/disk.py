@@ -136,10 +136,10 @@ async def _ours(stack: Stack, history: History, say: Say) -> Used:
         await store.fill(history, say)
         say(f"{BENCH}: vervet: sealing")
         cpu_s = await store.seal(history)
-        return Used(*await _sizes(store), cpu_s)
+        return Used(*await sizes(store), cpu_s)
 
 
-async def _sizes(store: Ours) -> tuple[dict[str, int], dict[str, int]]:
+async def sizes(store: Ours) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes by part, and what stands apart."""
     rows = await store.admin.fetch(RELATIONS)
     tables = {row["name"]: row["total"] for row in rows}

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +19,8 @@ import asyncpg
 import psutil
 
 from bench.figures import Failed
-from bench.peers import PEERS, get
-from bench.processes import await_idle, cpu_of_all_s
+from bench.peers import PEERS, answers, get
+from bench.processes import Roots, await_idle, cpu_of_all_s
 from bench.product import vervet
 from bench.replay import Piece, Replay
 from bench.requester import FORMS, Sender
@@ -30,10 +30,11 @@ from services.bus import Bus, Message
 from services.bus_rabbit import rabbit_bus
 from services.clock import instant, now_us
 from services.database import Connection
+from services.ingest.jobs import LOCK
 from services.migrate import prepare
 from tests.stack.database import with_database
 from tests.stack.peer_servers import PeerServer
-from tests.stack.process import Say, is_alive, tail
+from tests.stack.process import Say, free_port, is_alive, tail
 from tests.stack.session import Stack
 
 TICKS_A_MESSAGE = 120
@@ -45,7 +46,8 @@ CLOSED_MS = 2 * HOUR_MS
 
 AT_ONCE = 16
 TIMEOUT_S = 1800.0
-POLL_S = 0.5
+POLL_S = 0.2
+START_TIMEOUT_S = 60.0
 IDLE_TIMEOUT_S = 300.0
 SAY_EACH_S = 10.0
 
@@ -59,11 +61,11 @@ class History:
     ticks: int
 
     @staticmethod
-    def ending_now(recording_of: Replay, hosts: int, ticks: int) -> "History":
+    def ending_now(replay: Replay, hosts: int, ticks: int) -> "History":
         """One whose last hour is closed; it begins with an hour, so that all of them are whole."""
         last_ms = now_us() // 1000 - CLOSED_MS
-        start_ms = (last_ms - ticks * recording_of.interval_ms) // HOUR_MS * HOUR_MS
-        return History(Replay(recording_of.recording, start_ms), hosts, ticks)
+        start_ms = (last_ms - ticks * replay.interval_ms) // HOUR_MS * HOUR_MS
+        return History(replace(replay, start_ms=start_ms), hosts, ticks)
 
     @property
     def end_ms(self) -> int:
@@ -108,7 +110,7 @@ class Progress:
 
 @dataclass
 class Ours:
-    """Vervet with a database of its own. `worker` runs while a block of `ingesting` does."""
+    """Vervet's broker and database; its processes run while a block of theirs does."""
 
     stack: Stack
     broker_url: str
@@ -121,7 +123,7 @@ class Ours:
     async def fill(self, history: History, say: Say) -> None:
         """Store the history in the head; nothing is sealed meanwhile. Raises Failed."""
         shown = Progress(say, "filling vervet")
-        async with self.ingesting({"VERVET_SEAL_AFTER": "3650d"}) as worker:
+        async with self._without_jobs(), self.ingesting() as worker:
             sent = 0
             for first, count in history.rounds():
                 messages = [
@@ -143,7 +145,7 @@ class Ours:
 
         Returns the processor seconds of worker and database, vacuuming and a checkpoint included.
         """
-        async with self.ingesting({}) as worker:
+        async with self.ingesting() as worker:
             roots = {"ingest": [worker.pid], "database": [self.stack.database().pid()]}
             before = cpu_of_all_s(roots)
             last = instant(history.end_ms * 1000)
@@ -154,11 +156,35 @@ class Ours:
         return sum(after.values()) - sum(before.values())
 
     @asynccontextmanager
-    async def ingesting(self, settings: dict[str, str]) -> AsyncIterator[psutil.Process]:
-        """`vervet ingest`, with what is to be other than its defaults."""
-        urls = {"VERVET_BROKER_URL": self.broker_url, "VERVET_DATABASE_URL": self.database_url}
-        with vervet(self.stack, "ingest", {**urls, **settings}, self._log) as worker:
+    async def ingesting(self) -> AsyncIterator[psutil.Process]:
+        """`vervet ingest`, as it comes."""
+        with vervet(self.stack, "ingest", self._urls, self._log) as worker:
             yield worker
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[tuple[str, Roots]]:
+        """`vervet api`, as it comes: its URL, and what works for its answers."""
+        listen = f"127.0.0.1:{free_port()}"
+        log, url = self.folder / "api.log", f"http://{listen}"
+        settings = {**self._urls, "VERVET_LISTEN": listen}
+        with vervet(self.stack, "api", settings, log) as process:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not await asyncio.to_thread(answers, f"{url}/-/ready"):
+                if time.monotonic() > deadline or not is_alive(process):
+                    raise Failed(f"the api is not ready; its log ends:\n{tail(log)}")
+                await asyncio.sleep(POLL_S)
+            yield url, {"api": [process.pid], "database": [self.stack.database().pid()]}
+
+    @asynccontextmanager
+    async def _without_jobs(self) -> AsyncIterator[None]:
+        """Hold the lock of who runs the jobs, so that nobody does."""
+        await self.connection.execute("select pg_advisory_lock($1)", LOCK)
+        yield
+        await self.connection.execute("select pg_advisory_unlock($1)", LOCK)
+
+    @property
+    def _urls(self) -> dict[str, str]:
+        return {"VERVET_BROKER_URL": self.broker_url, "VERVET_DATABASE_URL": self.database_url}
 
     @property
     def _log(self) -> Path:

@@ -132,3 +132,11 @@ def _metric(server: PeerServer, name: str) -> int:
 def get(url: str) -> str:
     """What a server answers to a GET. Raises httpx.HTTPError."""
     return httpx.get(url, timeout=HTTP_TIMEOUT_S, trust_env=False).raise_for_status().text
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with success."""
+    try:
+        return httpx.get(url, timeout=HTTP_TIMEOUT_S, trust_env=False).is_success
+    except httpx.TransportError:
+        return False

@@ -49,7 +49,10 @@ class Run:
 
 @dataclass
 class Pipeline:
-    """What stands between an agent and the tables. roots: pids whose trees are measured."""
+    """What stands between an agent and the tables. roots: pids whose trees are measured.
+
+    stored_before: messages that the database knew when it began.
+    """
 
     load: Load
     broker: Broker
@@ -60,8 +63,9 @@ class Pipeline:
     workers: Sequence[psutil.Process]
     worker_log: Path
     roots: Roots
+    stored_before: int
+    database_url: str
     published: int = 0
-    system: str = "vervet"
 
     async def run(self, messages: int) -> Run:
         """Publish, wait until all is stored and checkpointed, verify that it is. Raises Failed.
@@ -92,17 +96,13 @@ class Pipeline:
 
     async def _await_stored(self) -> None:
         deadline = time.monotonic() + STORE_TIMEOUT_S
-        while (stored := await self._stored_messages()) < self.published:
+        while (stored := await stored_messages(self.connection) - self.stored_before) < (
+            self.published
+        ):
             if time.monotonic() > deadline or not all(map(is_alive, self.workers)):
                 state = f"{stored} of {self.published} messages are stored"
                 raise Failed(f"{state}; the worker's log ends:\n{tail(self.worker_log)}")
             await asyncio.sleep(POLL_S)
-
-    async def _stored_messages(self) -> int:
-        count: int = await self.connection.fetchval(
-            "select coalesce(sum(messages + duplicates), 0)::bigint from agents"
-        )
-        return count
 
     async def _verify(self) -> None:
         """Raises Failed unless each generated sample is in the database, once."""
@@ -174,7 +174,17 @@ async def pipeline(
                 "ingest": [worker.pid for worker in ingest],
                 "database": [database.pid()],
             },
+            await stored_messages(connection),
+            database_url,
         )
+
+
+async def stored_messages(connection: Connection) -> int:
+    """How many messages the database has taken, those that came again included."""
+    count: int = await connection.fetchval(
+        "select coalesce(sum(messages + duplicates), 0)::bigint from agents"
+    )
+    return count
 
 
 @contextmanager

@@ -91,7 +91,9 @@ def _series(key: str, types: dict[str, str]) -> Series:
     kinds = (types.get(sample.name.removesuffix(end)) for end in ("", "_sum", "_count", "_bucket"))
     kind = next((kind for kind in kinds if kind), "unknown")
     known = cast("SeriesType", kind if kind in TYPES else "unknown")
-    return Series(sample.name, dict(sample.labels), known)
+    # A label without a value is none (Prometheus' data model), and is stored by nobody.
+    labels = {name: value for name, value in sample.labels.items() if value}
+    return Series(sample.name, labels, known)
 
 
 def write(recording: Recording, path: Path) -> None:

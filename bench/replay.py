@@ -53,20 +53,25 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Replay:
-    """start_ms: when every host begins. jitter_ms: at most, to either side."""
+    """start_ms: when every host begins. jitter_ms: at most, to either side.
+
+    stretch: by how much ticks are further apart than the recorded ones.
+    """
 
     recording: Recording
     start_ms: int
     jitter_ms: int = JITTER_MS
+    stretch: int = 1
 
     @cached_property
     def interval_ms(self) -> int:
-        return int(np.median(np.diff(self.recording.at_ms)))
+        return int(np.median(np.diff(self.recording.at_ms))) * self.stretch
 
     @cached_property
     def span_ms(self) -> int:
         """From the first tick to the one after the last."""
-        return int(self.recording.at_ms[-1] - self.recording.at_ms[0]) + self.interval_ms
+        recorded = self.recording.at_ms
+        return int(recorded[-1] - recorded[0]) * self.stretch + self.interval_ms
 
     @cached_property
     def parts(self) -> list[tuple[NDArray[np.bool_], Part]]:
@@ -86,7 +91,8 @@ class Replay:
         loops, rows = self._places(host, first, count)
         (begin_loop,), (begin_row,) = self._places(host, 0, 1)
         recorded = self.recording.at_ms
-        passed = recorded[rows] - recorded[begin_row] + (loops - begin_loop) * self.span_ms
+        within = (recorded[rows] - recorded[begin_row]) * self.stretch
+        passed = within + (loops - begin_loop) * self.span_ms
         lots = ((first + np.arange(count)) * PRIME + host * 31) >> 7
         jitter = lots % (2 * self.jitter_ms + 1) - self.jitter_ms
         beside = (host * PRIME) % self.interval_ms
