@@ -151,13 +151,16 @@ class Catalogue:
 
         Raises QueryError early where it can be told that there are more than `max_series`.
         """
-        candidates = await self._candidates(connection, matchers)
+        candidates = await self._candidates(connection, matchers, max_series)
         if not candidates:
             return []
         sources = await self._recall(
             connection, self._sources, SOURCES, {one["layout_id"] for one in candidates}, _source
         )
-        left = [one for one in candidates if _of_source(matchers, sources[one["layout_id"]].labels)]
+        sources = {
+            layout_id: one for layout_id, one in sources.items() if _of_source(matchers, one.labels)
+        }
+        left = [one for one in candidates if one["layout_id"] in sources]
         if max_series is not None and _all_selected(matchers):
             _check(sum(one["length"] for one in left), max_series)
         shapes = await self._recall(
@@ -166,7 +169,7 @@ class Catalogue:
         return await _aside(len(left), lambda: _decided(matchers, left, sources, shapes))
 
     async def _candidates(
-        self, connection: Connection, matchers: Sequence[Matcher]
+        self, connection: Connection, matchers: Sequence[Matcher], max_series: int | None
     ) -> list[Record]:
         condition = Condition()
         by_name = [one for one in matchers if one.name == NAME]
@@ -179,7 +182,13 @@ class Catalogue:
             condition.of_either([one for one in matchers if one.op is MatchOp.EQUAL and one.value])
         if not condition.narrow:
             condition.layout_in(await self._layouts(connection, matchers))
-        rows = await connection.fetch(condition.statement(), *condition.arguments)
+        exact = max_series is not None and all(
+            one.name == NAME or _is_of_source(one) for one in matchers
+        )
+        most = min(MAX_CANDIDATES, max_series) if max_series and exact else MAX_CANDIDATES
+        rows = await connection.fetch(condition.statement(most + 1), *condition.arguments)
+        if len(rows) > most and exact:
+            raise QueryError(f"the query selects more than {max_series} series")
         if len(rows) > MAX_CANDIDATES:
             raise QueryError(
                 "the selector leaves too many series to look at: name a metric, or an instance"
@@ -276,11 +285,14 @@ def _decided(
     sources: Mapping[int, Source],
     shapes: Mapping[int, Columns],
 ) -> list[Match]:
+    left = {
+        layout_id: tuple(matcher for matcher in matchers if matcher.name not in source.labels)
+        for layout_id, source in sources.items()
+    }
     found = []
     for one in candidates:
         source, shape = sources[one["layout_id"]], shapes[one["shape_id"]]
-        own = tuple(matcher for matcher in matchers if matcher.name not in source.labels)
-        places = matching_columns(own, shape)
+        places = matching_columns(left[one["layout_id"]], shape)
         if places:
             found.append(Match(one, source, shape, places))
     return found
@@ -325,10 +337,11 @@ class Condition:
     def layout_in(self, ids: Sequence[int]) -> None:
         self._parts.append(f"layout_id = any({self._argument(ids)}::integer[])")
 
-    def statement(self) -> str:
+    def statement(self, most: int) -> str:
+        """At most so many rows."""
         return f"""select layout_id, shape_id, first, length, positions from layout_shapes
             where {" and ".join(self._parts)} order by layout_id, first
-            limit {MAX_CANDIDATES + 1}"""
+            limit {most}"""
 
     def _argument(self, value: Any) -> str:
         self.arguments.append(value)
