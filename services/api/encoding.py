@@ -1,7 +1,7 @@
 """Results of queries as the JSON of Prometheus' HTTP API, in pieces, fast.
 
-A number is a text of the shortest decimal form, never with an exponent; an instant is unix seconds
-to the millisecond. Whole columns are written by one call of the JSON library, whose number format
+A number is a text of the shortest form that reads back, with an exponent below 1e-6 and from 1e21
+on; an instant is unix seconds to the millisecond. Whole columns are written by one call of the JSON library, whose number format
 then only wants its few exceptions mended.
 """
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from engine.promql.blocks import Booleans, Floats, Instants, Labels
-from engine.promql.formatting import format_value
+from engine.promql.formatting import format_exponent, format_value
 from engine.promql.results import Matrix, Result, Scalar, Vector
 
 PIECE_BYTES = 1024**2
@@ -27,8 +27,17 @@ def numbers(values: Floats) -> list[bytes]:
     texts = _texts(values)
     # The library writes null for what is not finite, and exponents for the very small and large.
     for place in np.flatnonzero(_unusual(values)).tolist():
-        texts[place] = format_value(float(values[place])).encode()
+        texts[place] = _number(float(values[place])).encode()
     return texts
+
+
+def _number(value: float) -> str:
+    small_or_large = 0 < abs(value) < LEAST_DECIMAL or FIRST_NOT_DECIMAL <= abs(value)
+    return format_exponent(value) if small_or_large else format_value(value)
+
+
+LEAST_DECIMAL, FIRST_NOT_DECIMAL = 1e-6, 1e21
+"""Between these Prometheus writes numbers without an exponent, as Go's JSON does."""
 
 
 LEAST_PLAIN, FIRST_UNPLAIN = 1e-4, 1e15

@@ -35,13 +35,13 @@ group by metric order by value desc, name limit $1
 
 # A label stands in sources or in shapes, never in both for one series.
 VALUES = """
-with pairs as (
+with pairs (label, text) as (
     select name, value from layouts, jsonb_each_text(source) as pair (name, value)
     union
-    select name, value
+    select name, pair.value
     from shapes, jsonb_array_elements(labels) as one, jsonb_each_text(one) as pair (name, value))
-select name, count(*) as value, sum(octet_length(pairs.value))::bigint as bytes
-from pairs group by name order by value desc, name limit $1
+select label as name, count(*) as value, sum(octet_length(text))::bigint as bytes
+from pairs group by label order by value desc, name limit $1
 """
 
 PAIRS = """

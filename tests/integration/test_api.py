@@ -4,14 +4,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
 from schemas.layouts import Series
 from schemas.topology import ALERTS, SAMPLES, topology
@@ -23,52 +20,13 @@ from schemas.transitions import (
     fingerprint,
     transition_id,
 )
-from services.api.service import serve
-from services.api.settings import ApiSettings
 from services.bus import Bus, Message
 from services.bus_memory import memory_bus
-from services.clock import instant, now_us
+from services.clock import instant
 from services.database import open_pool
-from services.ingest.batch import Layouts, Window, receive
-from services.ingest.store import Store
-from services.runtime import Context
-from tests.builders import bus_message, delivery, sample_message
+from tests.api_rig import LOAD, MINUTE_US, START_US, answers, serving, store
+from tests.builders import bus_message, sample_message
 from tests.processes import eventually, free_port, vervet
-
-MINUTE_US = 60_000_000
-START_US = now_us() // MINUTE_US * MINUTE_US - 10 * MINUTE_US
-LOAD = (
-    Series("node_load1", {}, "gauge"),
-    Series("node_cpu_seconds_total", {"cpu": "0", "mode": "idle"}, "counter"),
-)
-
-
-@asynccontextmanager
-async def serving(bus: Bus, url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    address = f"127.0.0.1:{free_port()}"
-    context = Context(bus)
-    given = ApiSettings(database_url=SecretStr(url), listen=address, **settings)
-    async with asyncio.TaskGroup() as group:
-        service = group.create_task(serve(given, context))
-        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
-            await eventually(lambda: answers(client, "/-/healthy"))
-            yield client
-        context.stopping.set()
-        await service
-
-
-async def answers(client: httpx.AsyncClient, path: str) -> bool:
-    try:
-        return (await client.get(path)).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-async def store(url: str, *messages: Any) -> None:
-    async with open_pool(url) as pool:
-        layouts = Layouts()
-        bounds = Window(timedelta(days=9), timedelta(days=1)).bounds_us(now_us())
-        await Store(pool).write([receive(delivery(m), m, layouts, bounds) for m in messages])
 
 
 @pytest.fixture
@@ -199,7 +157,11 @@ async def test_there_are_no_exemplars(client: httpx.AsyncClient) -> None:
         ("query", {"query": "raet(x[5m])"}, "nearest: rate"),
         ("query", {"query": "1", "time": "yesterday"}, 'cannot parse "yesterday"'),
         ("query_range", {"query": "1", "start": "0", "end": "9", "step": "0"}, "step"),
-        ("query_range", {"query": "1", "start": "9", "end": "0", "step": "1"}, "must not be before"),
+        (
+            "query_range",
+            {"query": "1", "start": "9", "end": "0", "step": "1"},
+            "must not be before",
+        ),
         ("query_range", {"query": "x[1m]", "start": "0", "end": "9", "step": "1"}, "range vector"),
         ("series", {}, "no match"),
         ("series", {"match[]": "sum(x)"}, "not a series selector"),
