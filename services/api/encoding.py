@@ -1,8 +1,8 @@
 """Results of queries as the JSON of Prometheus' HTTP API, in pieces, fast.
 
 A number is a text of the shortest form that reads back, with an exponent below 1e-6 and from 1e21
-on; an instant is unix seconds to the millisecond. Whole columns are written by one call of the JSON library, whose number format
-then only wants its few exceptions mended.
+on; an instant is unix seconds to the millisecond. Whole columns are written by one call of the JSON
+library, whose number format then only wants its few exceptions mended.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def numbers(values: Floats) -> list[bytes]:
 
 
 def _number(value: float) -> str:
-    small_or_large = 0 < abs(value) < LEAST_DECIMAL or FIRST_NOT_DECIMAL <= abs(value)
+    small_or_large = 0 < abs(value) < LEAST_DECIMAL or abs(value) >= FIRST_NOT_DECIMAL
     return format_exponent(value) if small_or_large else format_value(value)
 
 
