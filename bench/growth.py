@@ -210,13 +210,15 @@ def plots(figures: Sequence[Figure]) -> dict[str, str]:
     """By name the SVG of each figure."""
     drawn = {}
     for name, title in TITLES.items():
-        lines = {
-            NAMES[axis]: [
+        lines = {}
+        for axis, said in NAMES.items():
+            points = [
                 (float(one.parameters["factor"]), one.value)
                 for one in figures
                 if one.figure == name and one.parameters["axis"] == axis
             ]
-            for axis in NAMES
-        }
-        drawn[name] = plot(title, {axis: points for axis, points in lines.items() if points})
+            if points:
+                lines[said] = points
+        if lines:
+            drawn[name] = plot(title, lines)
     return drawn

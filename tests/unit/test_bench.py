@@ -8,19 +8,23 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import psutil
 import pytest
 
+from bench import disk, growth, query
 from bench.__main__ import environment
+from bench.disk import Used
 from bench.figures import Figure, Options, keep, rounded, table
 from bench.hosts import STEP_MS, Fleet, Load
 from bench.ingest import Contender, figures_of, ratios, rounds
 from bench.pipeline import Run
+from bench.plot import plot
 from bench.processes import cpu_s, memory_mib, peaks_mib
 from bench.recording import Recording, assemble, read, scrapes, write
-from bench.replay import Replay
+from bench.replay import Replay, resized
 from bench.wire import Lines, RemoteWrite, full_labels, line_prefix
 from schemas.layouts import Series, decode_layout
 from schemas.samples import SampleMessage, decode, from_little
@@ -346,3 +350,91 @@ def test_the_recording_that_is_shipped_is_of_a_host_at_work() -> None:
     assert (np.diff(shipped.at_ms) > 0).all()
     names = {one.name for one in shipped.series}
     assert {"node_cpu_seconds_total", "node_memory_MemAvailable_bytes"} <= names
+
+
+def test_bytes_are_told_by_part_and_compared_with_and_without_rollups() -> None:
+    used = {
+        "vervet": Used({"history": 800, "rollups": 400, "head": 0}, {"wal": 5000}, cpu_s=0.002),
+        "prometheus": Used({"data": 1500, "indexes": 500}, {"wal": 9}),
+        "influxdb": Used({"data": 3000}, {}),
+    }
+    found = {
+        (one.system, one.figure, one.parameters.get("part")): one.value
+        for one in disk.figures_of(used, 1000, {"hours": 6})
+    }
+    assert found["vervet", "bytes_per_sample", None] == 1.2
+    assert found["vervet", "bytes_per_sample_of", "wal"] == 5.0
+    assert found["vervet", "compact_cpu_us_per_sample", None] == pytest.approx(2.0)
+    assert found["prometheus", "bytes_per_sample", None] == 2.0
+    assert found["vervet", "bytes_by_prometheus", None] == pytest.approx(0.6)
+    assert found["vervet", "raw_bytes_by_prometheus", None] == pytest.approx(0.4)
+    assert ("vervet", "bytes_by_victoria_metrics", None) not in found
+
+
+def test_what_a_file_has_reserved_and_does_not_use_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "used").write_bytes(b"x" * 100)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(4 * 1024**2)
+    assert disk.bytes_of(tmp_path) == 100
+
+
+def test_a_question_ends_where_it_is_told_and_asks_for_whole_steps() -> None:
+    asked = query.Question("query_range", "x", 1, "24h").parameters(1_000_000_123.4)
+    assert asked["end"] == "1000000080.000"
+    assert asked["start"] == "999913680.000"
+    assert asked["step"] == "60s"
+    assert query.Question("query", "x[1h]", 1, "1h").parameters(5.5)["time"] == "5.500"
+
+
+def test_one_and_a_hundred_series_are_labelled_collector_by_collector() -> None:
+    found = query.labelled(resized(read(), 250))
+    slots = [one.labels.get(query.SLOT) for one in found.series]
+    assert (slots.count("one"), slots.count("many")) == (1, query.MANY - 1)
+    labelled = {one.name.split("_")[1] for one in found.series if query.SLOT in one.labels}
+    assert len(labelled) < len({one.name.split("_")[1] for one in found.series})
+
+
+def test_what_an_answer_costs_is_compared_run_by_run() -> None:
+    runs = {
+        "vervet": [query.Asked(2.0, 3.0), query.Asked(4.0, 3.0)],
+        "prometheus": [query.Asked(1.0, 6.0), query.Asked(8.0, 6.0)],
+        "victoria-metrics": [query.Asked(1.0, 1.0), query.Asked(1.0, 1.0)],
+    }
+    asked = query.Question("query_range", "x", 1, "1h")
+    found = {one.figure: one for one in query.figures_of(asked, runs, 10) if "_by_" in one.figure}
+    assert found["cpu_by_prometheus"].values == (2.0, 0.5)
+    assert found["latency_by_prometheus"].values == (0.5, 0.5)
+    assert found["latency_by_prometheus"].at_most == 1.0
+    assert found["cpu_by_victoria_metrics"].at_most is None
+
+
+def test_answers_are_compared_by_labels_instants_and_numbers() -> None:
+    result = [{"metric": {"b": "1", "a": "2"}, "values": [[1.5, "1e3"], [2, "-0"]]}]
+    assert query.numbers(result) == {(("a", "2"), ("b", "1")): [(1500, 1000.0), (2000, 0.0)]}
+
+
+def test_growth_is_the_largest_size_by_the_smallest() -> None:
+    sizes = {growth.Size("stored", factor): (1.0 * factor, 2.0) for factor in (1, 10, 100)}
+    found = growth.figures_of("server_cpu_us_per_sample", sizes)
+    assert [one.figure for one in found] == ["server_cpu_us_per_sample"] * 3 + [
+        "server_cpu_us_per_sample_by_x1"
+    ]
+    assert found[-1].values == (100.0, 1.0)
+    assert found[-1].at_most == growth.MOST_GROWTH
+    drawn = growth.plots(found)
+    assert list(drawn) == ["server_cpu_us_per_sample"]
+
+
+def test_a_plot_is_wellformed_and_higher_values_stand_higher() -> None:
+    drawn = plot("a < b", {"one & two": [(1, 1.0), (10, 2.0), (100, 0.0)]})
+    root = ElementTree.fromstring(drawn)
+    names = [element.text for element in root if element.tag.endswith("text")]
+    assert {"a < b", "one & two", "×1", "×10", "×100"} <= set(names)
+    places = [
+        (float(element.attrib["cx"]), float(element.attrib["cy"]))
+        for element in root
+        if element.tag.endswith("circle") and element.attrib["r"] == "3.5"
+    ]
+    assert places == sorted(places)
+    assert places[1][1] < places[0][1] < places[2][1]
