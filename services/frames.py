@@ -52,6 +52,16 @@ ASSUMED_ROWS_PER_S = 1.0
 
 _LAST_US = clock.microseconds(datetime(9999, 1, 1, tzinfo=UTC))
 
+# What to do is known: few keys, looked up in indexes. A plan made from statistics, which a new
+# partition lacks, may read all of it; and planning takes longer than reading.
+BEGIN = """
+begin isolation level repeatable read, read only;
+set local plan_cache_mode = force_generic_plan;
+set local enable_seqscan = off;
+set local enable_hashjoin = off;
+set local enable_mergejoin = off;
+"""
+
 # Frames of recent hours as they are: a row is ten minutes of a layout, instants and arrays in
 # sequence, so that neither side makes an object per frame. The order is mended by the reader.
 # Sealed blocks: of each hour the groups of columns that are wanted.
@@ -96,11 +106,13 @@ class Reader:
     @asynccontextmanager
     async def snapshot(self, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator["Snapshot"]:
         """All that is read in it is of one instant, whatever is stored or sealed meanwhile."""
-        async with (
-            self._pool.acquire() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            yield Snapshot(connection, self._catalogue, limits)
+        async with self._pool.acquire() as connection:
+            await connection.execute(BEGIN)
+            try:
+                yield Snapshot(connection, self._catalogue, limits)
+            finally:
+                if not connection.is_closed():
+                    await connection.execute("rollback")
 
 
 class Snapshot:
