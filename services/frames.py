@@ -5,7 +5,7 @@ database's side of it. Nothing here makes an object per sample.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -107,8 +107,8 @@ class Reader:
     async def snapshot(self, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator["Snapshot"]:
         """All that is read in it is of one instant, whatever is stored or sealed meanwhile."""
         async with self._pool.acquire() as connection:
-            await connection.execute(BEGIN)
             try:
+                await connection.execute(BEGIN)
                 yield Snapshot(connection, self._catalogue, limits)
             finally:
                 if not connection.is_closed():
@@ -122,7 +122,8 @@ class Snapshot:
         self.connection = connection
         self.catalogue = catalogue
         self._limits = limits
-        self._cells = 0
+        self.samples = Counter[str]()
+        """Values read so far, absent ones included, by where they were stored: head, sealed."""
 
     async def read(self, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
         """Blocks of all series that match, with samples in start_us < at <= end_us; one per layout.
@@ -136,16 +137,18 @@ class Snapshot:
         await self._check_size(selected, start, end)
         wanted = [_wanted(one) for one in selected]
         rows = await self.connection.fetch(SAMPLES, start, end, *_arguments(wanted))
-        cells = sum(
-            row["rows"] * len(selected[row["place"]].columns) for row in rows if not row["span"]
-        )
-        self._cells += cells
-        self._check_cells(self._cells)
+        before = self.samples.total()
+        for row in rows:
+            if not row["span"]:
+                tier = "head" if row["start"] is None else "sealed"
+                self.samples[tier] += row["rows"] * len(selected[row["place"]].columns)
+        self._check_cells(self.samples.total())
 
         def assemble() -> list[Block]:
             return _blocks(wanted, rows, start_us, end_us)
 
-        return assemble() if cells <= INLINE_CELLS else await asyncio.to_thread(assemble)
+        small = self.samples.total() - before <= INLINE_CELLS
+        return assemble() if small else await asyncio.to_thread(assemble)
 
     async def _check_size(
         self, selected: Sequence[Selected], start: datetime, end: datetime

@@ -6,7 +6,7 @@ the database at once, the computation at its next check (engine/promql/limits.py
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
@@ -114,13 +114,15 @@ class Asked:
 
 @dataclass(slots=True)
 class Read:
-    """What one selector read. samples: cells of blocks, absent ones included."""
+    """What one selector read. samples: values, absent ones included; tiers: the same by where they
+    were stored."""
 
     select: Select
     series: int
     layouts: int
     instants: int
     samples: int
+    tiers: Mapping[str, int]
     seconds: float
 
 
@@ -238,20 +240,24 @@ async def _read(
     most = frames.Limits(settings.query_max_series, settings.query_max_samples)
     async with reader.snapshot(most) as snapshot:
         for select in asked.query.selects(asked.start_us, asked.end_us):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), snapshot.samples.copy()
             found = await snapshot.read(select.matchers, select.start_us, select.end_us)
-            costs.reads.append(_read_of(select, found, time.perf_counter() - began))
+            tiers = snapshot.samples - before
+            costs.reads.append(_read_of(select, found, tiers, time.perf_counter() - began))
             blocks[select] = found
     return blocks
 
 
-def _read_of(select: Select, blocks: Sequence[Block], seconds: float) -> Read:
+def _read_of(
+    select: Select, blocks: Sequence[Block], tiers: Mapping[str, int], seconds: float
+) -> Read:
     return Read(
         select,
         series=sum(len(block.labels) for block in blocks),
         layouts=len(blocks),
         instants=sum(block.at.size for block in blocks),
-        samples=sum(block.values.size for block in blocks),
+        samples=sum(tiers.values()),
+        tiers=tiers,
         seconds=seconds,
     )
 

@@ -11,7 +11,7 @@ from services.clock import rfc3339
 
 @dataclass(frozen=True, slots=True)
 class SelectorReads:
-    """What one selector of the expression read."""
+    """What one selector of the expression read. storage: its samples by where they were stored."""
 
     selector: str
     start: str
@@ -20,6 +20,7 @@ class SelectorReads:
     layouts: int
     instants: int
     samples: int
+    storage: dict[str, int]
     read_s: float
 
 
@@ -82,6 +83,7 @@ def _selector(read: Read) -> SelectorReads:
         layouts=read.layouts,
         instants=read.instants,
         samples=read.samples,
+        storage=dict(read.tiers),
         read_s=read.seconds,
     )
 
