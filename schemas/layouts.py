@@ -75,13 +75,18 @@ def check_layout(series: Sequence[Series]) -> None:
     seen = set()
     for position, one in enumerate(series):
         where = f"layout: series {position}"
-        if not _METRIC.match(one.name) or len(one.name) > MAX_NAME_CHARS:
-            raise Invalid(f"{where}: {one.name[:80]!r} is not a metric name")
-        check_labels(one.labels, where)
+        check_series(one, where)
         identity = (one.name, tuple(sorted(one.labels.items())))
         if identity in seen:
             raise Invalid(f"{where}: {one.name} {one.labels} stands in the layout twice")
         seen.add(identity)
+
+
+def check_series(one: Series, where: str) -> None:
+    """Raises Invalid unless the series has a metric name and permitted labels."""
+    if not _METRIC.match(one.name) or len(one.name) > MAX_NAME_CHARS:
+        raise Invalid(f"{where}: {one.name[:80]!r} is not a metric name")
+    check_labels(one.labels, where)
 
 
 def check_labels(labels: Mapping[str, str], where: str) -> None:

@@ -124,13 +124,27 @@ def _check(message: SampleMessage) -> None:
 
 
 def check_source(source: Mapping[str, str]) -> None:
-    """Raises Invalid unless these are a source's labels: job and instance at least."""
+    """Raises Invalid unless these are a source's labels: job and instance at least.
+
+    An empty label is none, as everywhere in Prometheus: what was written from elsewhere may lack
+    the two, and `present_labels` is what its series have of them.
+    """
     for name in ("job", "instance"):
-        if not source.get(name):
+        if name not in source:
             raise Invalid(f"source: {name} is missing")
     if len(source) > MAX_LABELS:
         raise Invalid(f"source: {len(source)} labels; at most {MAX_LABELS}")
     check_labels(source, "source")
+
+
+def present_labels(source: Mapping[str, str]) -> dict[str, str]:
+    """The labels that a source gives to its series: those that are not empty."""
+    return {name: value for name, value in source.items() if value}
+
+
+UNSPOOLED = "remote"
+"""How an epoch begins behind which no spool stands (one of those is hexadecimal): whoever sent its
+samples sends them again under other numbers, so a number that is missing means nothing."""
 
 
 def from_little(code: str, data: bytes) -> "array[Any]":

@@ -90,6 +90,9 @@ class AgentSettings(ServiceSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> "AgentSettings":
         _checked(check_source, self.source)
+        for name in ("job", "instance"):
+            if not self.source[name]:
+                raise ValueError(f"source: {name} is missing")
         if not any(options.enabled for options in self.options().values()):
             raise ValueError("collectors: none is enabled")
         return self

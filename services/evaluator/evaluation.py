@@ -15,9 +15,9 @@ from engine.alerting import Alert, AlertError, AlertRule, Change, step, transiti
 from engine.promql import DEFAULT_LOOKBACK, Moment, QueryError, Vector
 from engine.promql.blocks import Floats, Labels
 from schemas.errors import Invalid
-from schemas.samples import Frame, SampleMessage
+from schemas.samples import Frame, SampleMessage, present_labels
 from schemas.transitions import AlertState, Transition
-from services.evaluator.memory import Memory, Tracked, track
+from services.evaluator.memory import Memory, Ring, Tracked, track
 from services.evaluator.rules import RuleSet
 
 TICK_US = 500_000
@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 
     EVALUATED = "evaluated"
     LATE = "late"
-    """It holds nothing newer than what was evaluated: kept for later evaluations, or too old."""
+    """It holds nothing that was still to be evaluated: kept for later evaluations, or too old."""
     AHEAD = "ahead"
     """All of it lies too far in the future: a wrong clock."""
     REPLAYED = "replayed"
@@ -82,8 +82,8 @@ class Changes:
     sources: dict[tuple[str, str], Source] = field(default_factory=dict)
     """By instance and job."""
     layouts: dict[int, tuple[str, Tracked]] = field(default_factory=dict)
-    frames: list[tuple[int, int, bytes]] = field(default_factory=list)
-    """(key of the layout, at µs, float64 values)."""
+    frames: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """Float64 values by key of the layout and instant in µs."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(rule, reason) where an evaluation failed: its alerts stay as they were."""
 
@@ -124,14 +124,18 @@ def receive(
     source.at_us = max(source.at_us, newest_us)
     changes.sources[instance.name, job] = source
     _recover(rules, instance, source, rows[0].at_us, changes)
+    outcome = Outcome.LATE
     for tick in _ticks(rows):
         fed = _remember(instance, tick, changes)
         at_us = tick[-1].at_us
+        if fed and evaluated_us - LOOKBACK_US < at_us <= evaluated_us:
+            at_us = evaluated_us + 1  # a part that others of its instant overtook
         if at_us > evaluated_us:
             _evaluate(rules, instance, fed, at_us, evaluated_us, changes)
-            evaluated_us = at_us
+            source.at_us = evaluated_us = at_us
+            outcome = Outcome.EVALUATED
     _tidy(rules, instance)
-    return Outcome.EVALUATED if evaluated_us == newest_us else Outcome.LATE
+    return outcome
 
 
 def _rows(rules: RuleSet, instance: Instance, message: SampleMessage) -> list[_Row]:
@@ -186,15 +190,22 @@ def _remember(instance: Instance, rows: Sequence[_Row], changes: Changes) -> set
         ring = tracked.ring
         if ring is not None and values is not None:
             last_us = ring.last_us
+            if last_us == at_us and ring.fill(values):
+                _save_row(ring, tracked, at_us, changes)
+                fed |= tracked.feeds
             if last_us is not None and at_us <= last_us:
                 continue
             if not tracked.saved or last_us is None or last_us <= at_us - ring.window_us:
                 changes.layouts[tracked.key] = (instance.name, tracked)
             ring.append(at_us, values)
-            changes.frames.append((tracked.key, at_us, values.tobytes()))
+            _save_row(ring, tracked, at_us, changes)
             fed |= tracked.feeds
         tracked.last_us = max(tracked.last_us, at_us)
     return fed
+
+
+def _save_row(ring: Ring, tracked: Tracked, at_us: int, changes: Changes) -> None:
+    changes.frames[tracked.key, at_us] = ring.newest_row()[1].tobytes()
 
 
 def _evaluate(
@@ -259,7 +270,7 @@ def _note(
 
 def _of_source(alerts: Mapping[str, Alert], source: Source) -> dict[str, Alert]:
     job = source.labels["job"]
-    return {key: alert for key, alert in alerts.items() if alert.labels.get("job") == job}
+    return {key: alert for key, alert in alerts.items() if alert.labels.get("job", "") == job}
 
 
 def fall_silent(
@@ -270,7 +281,7 @@ def fall_silent(
     at_us = source.at_us + span_us
     known = instance.alerts.get(index, {})
     own = _of_source(known, source)
-    sample: tuple[Labels, float] = (source.labels, span_us / 1_000_000)
+    sample: tuple[Labels, float] = (present_labels(source.labels), span_us / 1_000_000)
     after, changed = step(rule, own, [sample], at_us)
     others = {key: alert for key, alert in known.items() if key not in own}
     _note(rules, instance, index, others | after, changed, changes)

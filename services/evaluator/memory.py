@@ -13,6 +13,7 @@ import numpy.typing as npt
 from engine.promql import NAME, Block, Columns, Matcher, Select, matching_columns
 from engine.promql.blocks import Floats, Indexes, Instants, cell_bits
 from schemas.layouts import decode_layout
+from schemas.samples import present_labels
 from schemas.values import ABSENT, ABSENT_BITS
 from services.evaluator.rules import RuleSet
 
@@ -67,6 +68,18 @@ class Ring:
         self._values[self._end] = row
         self._end += 1
 
+    def fill(self, row: Floats) -> bool:
+        """Put what the last row lacks, another part of its instant; whether there was anything."""
+        last = self._values[self._end - 1]
+        found = (cell_bits(last) == ABSENT_BITS) & (cell_bits(row) != ABSENT_BITS)
+        if not found.any():
+            return False
+        last[found] = row[found]
+        self.whole = not bool((cell_bits(last) == ABSENT_BITS).any())
+        if self.newest and self.whole:
+            self._start = self._end - 1
+        return True
+
     def _make_room(self) -> None:
         at, values = self.rows()
         capacity = len(self._at) if 2 * len(at) <= len(self._at) else 2 * len(self._at)
@@ -97,7 +110,8 @@ class Tracked:
 def track(rules: RuleSet, instance: str, source: Mapping[str, str], layout: bytes) -> Tracked:
     """A layout with its columns chosen. Raises Invalid when the bytes are no layout."""
     series = decode_layout(layout)
-    full = Columns([{NAME: one.name, **one.labels, **source} for one in series])
+    shared = present_labels(source)
+    full = Columns([{NAME: one.name, **one.labels, **shared} for one in series])
     chosen: set[int] = set()
     feeds = set()
     window_us, newest = 0, True

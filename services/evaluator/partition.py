@@ -356,4 +356,4 @@ def _decoded(delivery: Delivery) -> SampleMessage:
 def _is_silent(instance: Instance, watch: Watch) -> bool:
     """Whether the alert of a source's silence fires already."""
     alerts = instance.alerts.get(watch.rule, {}).values()
-    return any(alert.labels.get("job") == watch.job for alert in alerts)
+    return any(alert.labels.get("job", "") == watch.job for alert in alerts)

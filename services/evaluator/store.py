@@ -35,7 +35,7 @@ with owned as materialized (
     insert into window_frames (key, at, values)
     select * from unnest($3::bigint[], $4::bigint[], $5::bytea[])
     where exists (select from owned)
-    on conflict do nothing
+    on conflict (key, at) do update set values = excluded.values
 ), sources as (
     insert into positions (instance, job, partition, source, epoch, seq, at, received_at)
     select instance, job, $1, source, epoch, seq, at, now()
@@ -271,7 +271,8 @@ def _group_row(position: int, loaded: LoadedGroup) -> tuple[Any, ...]:
 async def _save_positions(
     connection: Connection, partition: int, epoch: int, changes: Changes
 ) -> None:
-    keys, at, values = zip(*sorted(changes.frames), strict=True) if changes.frames else ((),) * 3
+    rows = sorted((*place, values) for place, values in changes.frames.items())
+    keys, at, values = zip(*rows, strict=True) if rows else ((),) * 3
     sources = sorted(changes.sources.items())
     owned = await connection.fetchval(
         SAVE,
