@@ -4,6 +4,7 @@
 
 While one batch is being written the next is collected. What breaks the contract goes to the dead
 queue with its reason, one message at a time; what the database refuses is found by halving.
+Beside that, one of the workers runs the jobs on what is stored (jobs.py).
 """
 
 import asyncio
@@ -22,8 +23,14 @@ from services.bus import BusError, Consumer, Delivery
 from services.clock import now_us
 from services.database import Poisoned, ready_pool, until_done
 from services.ingest.batch import Batch, Layouts, Received, Window, receive
+from services.ingest.days import roll_up_days
+from services.ingest.jobs import Job, run_jobs
+from services.ingest.partitions import drop_empty_head
+from services.ingest.retention import retain
+from services.ingest.sealing import seal
 from services.ingest.settings import IngestSettings
 from services.ingest.store import Store
+from services.ingest.unused import collect_unused
 from services.runtime import Context, Health, wait_for_topology
 
 log = structlog.get_logger("vervet.ingest")
@@ -35,6 +42,16 @@ REJECTED = Counter("vervet_ingest_rejected_total", "Messages moved to the dead q
 WRITE_SECONDS = Histogram("vervet_ingest_write_seconds", "Time of one batch's transaction")
 
 NEEDS = Topology(queues=(Queue(INGEST_QUEUE), Queue(FLEET_QUEUE)))
+
+MINUTE = timedelta(minutes=1)
+JOBS = (
+    Job("seal", every=5 * MINUTE, most=5 * MINUTE, run=seal),
+    Job("days", every=15 * MINUTE, most=5 * MINUTE, run=roll_up_days),
+    Job("retention", every=10 * MINUTE, most=5 * MINUTE, run=retain),
+    Job("head", every=60 * MINUTE, most=10 * MINUTE, run=drop_empty_head),
+    Job("unused", every=timedelta(days=1), most=10 * MINUTE, run=collect_unused),
+)
+"""The jobs on what is stored, in the order in which one frees work of the next."""
 
 
 async def serve(settings: IngestSettings, context: Context) -> None:
@@ -55,7 +72,9 @@ async def serve(settings: IngestSettings, context: Context) -> None:
         )
         write = group.create_task(writer.run(batches), name="ingest write")
         status = group.create_task(keep_status(fleet, store, context.health), name="ingest status")
+        jobs = group.create_task(run_jobs(settings.database, JOBS), name="ingest jobs")
         await context.stopping.wait()
+        jobs.cancel()
         collect.cancel()
         status.cancel()
         await batches.join()
