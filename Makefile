@@ -3,6 +3,8 @@
 #   PYTHON=/usr/bin/python3   the Python that makes the environment in .venv
 #   TESTS="tests/unit -k bus" what `make test` runs
 #   BENCH="--help"            what is passed to the benchmarks
+#   COMPLIANCE=30000          expressions of each kind that `make compliance` asks
+#   SCRIPTS=…/testdata        a folder of Prometheus' scripts for PromQL, for the same
 #
 # pip's and npm's own settings (PIP_INDEX_URL, pip config, .npmrc …) apply as they are.
 SHELL := /bin/bash
@@ -11,6 +13,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
+COMPLIANCE ?= 30000
 VENV := .venv
 BIN := $(VENV)/bin
 export npm_config_update_notifier := false
@@ -52,6 +55,12 @@ down: ## stop the containers; their data stays
 .PHONY: test
 test: $(VENV)/dev.stamp web ## run every test, on real servers where they can be started
 	@$(BIN)/python -m pytest $(TESTS)
+
+.PHONY: compliance
+compliance: $(VENV)/dev.stamp ## ask many more PromQL expressions than `make test`, beside a Prometheus
+	@VERVET_TEST_EXPRESSIONS=$(COMPLIANCE) VERVET_TEST_PROMTOOL_CASES=$(COMPLIANCE) \
+	  VERVET_TEST_PROMQL_SCRIPTS=$(SCRIPTS) \
+	  $(BIN)/python -m pytest tests/integration/test_differential.py tests/unit/test_promql*
 
 .PHONY: check
 check: $(VENV)/dev.stamp web/node_modules/.stamp ## lint, format, types and import contract, without servers

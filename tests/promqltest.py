@@ -1,8 +1,8 @@
 """Runs scripts in Prometheus' own format for tests of PromQL: load, clear, eval, expect.
 
 The format: https://github.com/prometheus/prometheus/blob/main/promql/promqltest/README.md
-Histograms of the native kind (`{{...}}`) are left out: their samples are not loaded, and what
-expects them is not evaluated.
+Histograms of the native kind (`{{...}}`) and the instants at which counters began (`@st`) are left
+out: their samples are not loaded, and what expects them is not evaluated.
 """
 
 import ast
@@ -121,7 +121,7 @@ class Store:
         columns, values = [], []
         for line in lines:
             labels, rest = read_series(line)
-            if "{{" in rest:
+            if "{{" in rest or rest.startswith("@st"):
                 self.native.append(labels)
             else:
                 if command.startswith("load_with_nhcb"):

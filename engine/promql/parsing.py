@@ -70,6 +70,10 @@ def parse_tree(text: str) -> Node:
     try:
         tree = _native(lambda: grammar.parse(text))
     except QueryError as error:
+        if _TRIM.search(_BRACES.sub(" ", _STRING_OR_COMMENT.sub(" ", text))):
+            raise QueryError(
+                "</ and >/ are not supported: native histograms are not built"
+            ) from error
         if str(error) in _WITHOUT_PLACE:
             raise QueryError(complaint(text) or str(error)) from error
         raise
@@ -114,6 +118,9 @@ _WITHOUT_PLACE = frozenset(
 _STRING_OR_COMMENT = re.compile(
     r"""#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`""", re.DOTALL
 )
+_TRIM = re.compile(r"[<>]/")
+"""Operators that Prometheus 3 has for native histograms."""
+
 _BRACES = re.compile(r"\{[^{}]*\}")
 _OPERATOR = re.compile(r"[-+*/%^]|[=!<>]=?|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
 
@@ -158,7 +165,7 @@ def _node(tree: Any, depth: int) -> Node:
 
 def _selector(tree: Any, depth: int) -> Selector:
     if tree.matchers.or_matchers:
-        raise QueryError("`or` between matchers is not supported yet")
+        raise QueryError("`or` between matchers is not PromQL; use =~ with alternatives")
     found = [Matcher(m.name, _MATCH_OPS[str(m.op)], m.value) for m in tree.matchers.matchers]
     if tree.name is not None:
         found.insert(0, Matcher(NAME, MatchOp.EQUAL, tree.name))

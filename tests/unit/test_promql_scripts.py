@@ -1,5 +1,10 @@
-"""Scripts in Prometheus' format for tests of PromQL, and what their runner says."""
+"""Scripts in Prometheus' format for tests of PromQL, and what their runner says.
 
+VERVET_TEST_PROMQL_SCRIPTS: a folder of more scripts, such as promql/promqltest/testdata of
+Prometheus' repository; what PromQL means beyond docs/reference/promql.md is left out.
+"""
+
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +12,11 @@ import pytest
 
 from tests import promqltest
 
-SCRIPTS = sorted((Path(__file__).parent / "promql").glob("*.test"))
+OWN = Path(__file__).parent / "promql"
+GIVEN = os.environ.get("VERVET_TEST_PROMQL_SCRIPTS")
+SCRIPTS = [
+    path for folder in (OWN, GIVEN) if folder for path in sorted(Path(folder).glob("*.test"))
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
