@@ -129,6 +129,7 @@ async def open_pool(
         max_inactive_connection_lifetime=300.0,
         server_settings=given,
         init=_init_connection,
+        reset=_leave_as_is if read_only else None,
     )
     try:
         yield pool
@@ -144,6 +145,10 @@ async def _init_connection(connection: Connection) -> None:
     await connection.set_type_codec(
         "jsonb", encoder=_compact_json, decoder=json.loads, schema="pg_catalog"
     )
+
+
+async def _leave_as_is(connection: Connection) -> None:
+    """Who only reads leaves nothing behind in a session: a round trip less for each use of it."""
 
 
 def _compact_json(value: Any) -> str:
