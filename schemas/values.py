@@ -11,6 +11,10 @@ STALE_BITS = 0x7FF0_0000_0000_0002
 ABSENT_BITS = 0x7FF8_5645_5256_4554
 """No value in this frame for this series: a quiet NaN whose payload spells VERVET."""
 
+STORED_ABSENT_BITS = 0xFFEF_5645_5256_4554
+STORED_STALE_BITS = 0xFFEF_5645_5256_4555
+"""What stands for them in the table `frames`: finite, about -1.764e308 (services/cells.py)."""
+
 
 def _from_bits(bits: int) -> float:
     return float(struct.unpack("<d", struct.pack("<Q", bits))[0])

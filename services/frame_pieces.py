@@ -8,6 +8,7 @@ import numpy as np
 from engine.promql.blocks import Block, Columns, Floats, Indexes, Instants, cell_bits
 from schemas.values import ABSENT, ABSENT_BITS
 from services import sealed
+from services.cells import from_stored
 from services.unsealing import Group, unseal_groups
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -37,7 +38,7 @@ def head_piece(at: bytes, values: bytes, width: int, columns: Indexes) -> Piece:
     bits = np.frombuffer(values, row)["cells"]["bits"]
     in_order = len(columns) == width and (columns[1:] > columns[:-1]).all()
     chosen = bits if in_order else bits[:, columns]
-    cells = chosen.astype("<u8").view(np.float64)
+    cells = from_stored(chosen.astype("<u8")).view(np.float64)
     if (instants[1:] > instants[:-1]).all():
         return Piece(instants, cells)
     order = instants.argsort()

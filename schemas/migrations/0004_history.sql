@@ -225,3 +225,34 @@ create table layouts_collected (
     times     bigint not null default 0
 );
 insert into layouts_collected default values;
+
+-- In `frames` an absent cell and the end of a series are numbers that no one measures
+-- (schemas/values.py, STORED_…): a dump writes every NaN as NaN, and would make samples of them.
+create or replace function lacks_any(stored float8[], arrived float8[]) returns boolean
+language sql immutable as $$
+    select exists (
+        select from unnest(stored, arrived) as cell (stored, arrived)
+        where cell.stored = -1.760446914172133e308 and cell.arrived <> -1.760446914172133e308)
+$$;
+
+create or replace function merge_absent(stored float8[], arrived float8[]) returns float8[]
+language sql immutable as $$
+    select array_agg(case when cell.stored = -1.760446914172133e308
+                          then cell.arrived else cell.stored end order by position)
+    from unnest(stored, arrived) with ordinality as cell (stored, arrived, position)
+$$;
+
+create or replace view samples as
+select f.at, s.metric, s.labels, v.value
+from frames f
+cross join lateral unnest(f.values) with ordinality as v(value, position)
+join layout_series l on l.layout_id = f.layout_id and l.position = v.position
+join series s on s.id = l.series_id
+where v.value not in (-1.760446914172133e308, -1.7604469141721333e308);
+
+update frames set values = (
+    select array_agg(case float8send(value) when '\x7ff8564552564554' then -1.760446914172133e308
+                                            when '\x7ff0000000000002' then -1.7604469141721333e308
+                                            else value end order by position)
+    from unnest(values) with ordinality as cell (value, position))
+where 'NaN' = any(values);

@@ -18,6 +18,7 @@ from schemas.layouts import Series, decode_layout, layout_hash
 from schemas.samples import Frame, SampleMessage, from_little, present_labels
 from schemas.values import ABSENT_BITS
 from services.bus import Delivery
+from services.cells import to_stored
 from services.clock import rfc3339
 from services.ingest.settings import IngestSettings
 
@@ -300,7 +301,7 @@ def encode_copy(frames: Sequence[Rows]) -> bytes:
         # Bits, not numbers, are copied: a conversion of float64 could change a NaN's payload.
         bits = np.frombuffer(b"".join([one.values for one in alike]), "<u8").reshape(-1, width)
         order = np.lexsort((at, layouts))
-        parts.append(_encode_rows(layouts[order], at[order], bits[order]))
+        parts.append(_encode_rows(layouts[order], at[order], to_stored(bits[order])))
     parts.append(COPY_TRAILER)
     return b"".join(parts)
 

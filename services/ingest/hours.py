@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.values import ABSENT, ABSENT_BITS
+from services.cells import from_stored
 from services.ingest.batch import COPY_HEADER, COPY_TRAILER, POSTGRES_EPOCH_US
 from services.ingest.rollups import (
     BUCKETS,
@@ -97,7 +98,8 @@ def decode_frames(data: bytearray, widths: Mapping[int, int]) -> list[Hour]:
         others = np.flatnonzero(rows["layout"] != layout_id)
         rows = rows[: others[0]] if others.size else rows
         at = rows["at"].astype(np.int64) + POSTGRES_EPOCH_US
-        pieces[layout_id].append((at, rows["values"]["value"].astype("<u8").view(np.float64)))
+        bits = from_stored(rows["values"]["value"].astype("<u8"))
+        pieces[layout_id].append((at, bits.view(np.float64)))
         offset += len(rows) * row.itemsize
     return [hour for layout_id in sorted(pieces) for hour in _hours(layout_id, pieces[layout_id])]
 

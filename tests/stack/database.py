@@ -74,6 +74,17 @@ class Database:
         elif self._template is not None:
             self._drop(self._template)
 
+    def run(self, *argv: str) -> str:
+        """Run one of PostgreSQL's own programs where the server runs; returns what it printed."""
+        return self._own().run(*argv)
+
+    def url_inside(self, name: str) -> str:
+        """The superuser's URL of a database, as programs see it where the server runs."""
+        parts = urlsplit(with_database(self.admin_url, name))
+        port = self.sql("SHOW port")[0][0]
+        host = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"
+        return parts._replace(netloc=host).geturl()
+
     # SQL.
 
     def sql(self, statement: str, *, database: str | None = None) -> list[asyncpg.Record]:

@@ -8,7 +8,14 @@ import pytest
 from schemas.errors import Invalid
 from schemas.layouts import Series
 from schemas.samples import SampleMessage, from_little
-from schemas.values import ABSENT, ABSENT_BITS, STALE, STALE_BITS, bits
+from schemas.values import (
+    ABSENT,
+    ABSENT_BITS,
+    STALE,
+    STORED_ABSENT_BITS,
+    STORED_STALE_BITS,
+    bits,
+)
 from services.ingest.batch import (
     POSTGRES_EPOCH_US,
     Batch,
@@ -83,8 +90,8 @@ def test_a_copy_holds_every_bit_of_every_row() -> None:
         NOW_US,
         NOW_US + 1_000_000,
     ]
-    assert (first[12], first[14]) == (bits(1.5), STALE_BITS)
-    assert (second[12], second[14]) == (ABSENT_BITS, 1 << 63)
+    assert (first[12], first[14]) == (bits(1.5), STORED_STALE_BITS)
+    assert (second[12], second[14]) == (STORED_ABSENT_BITS, 1 << 63)
     assert len(encode_copy(frames)) == len(data) + 46 + 12 * 40
 
 
