@@ -108,6 +108,17 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, default=Path("-"), help="file (default: stdout)")
     if wanted == "export":
         add_flags(export, _settings_model("export"))
+    jobs = commands.add_parser("jobs", help="show the jobs on stored data, or have one run")
+    jobs.add_argument("--api", default=os.environ.get("VERVET_API", "127.0.0.1:8420"))
+    jobs.add_argument("--output", choices=("table", "json"), default="table")
+    jobs.add_argument("--run", metavar="NAME", help="run this job as soon as it can be")
+    retention = commands.add_parser("retention", help="show or change how long samples are kept")
+    for tier, text in (("raw", "samples"), ("5m", "rollups of 5 minutes"), ("1h", "of an hour")):
+        retention.add_argument(f"--{tier}", help=f"keep {text} so long: 15d, 2y, forever")
+    retention.add_argument("--max-size", help="bound on all tiers: 50GB, none")
+    for name, command in (("jobs", jobs), ("retention", retention)):
+        if wanted == name:
+            add_flags(command, _settings_model(name))
     check = commands.add_parser("check", help="check rule, routing and agent files")
     check.add_argument("kind", choices=("rules", "routing", "agent"))
     check.add_argument("files", nargs="+", type=Path)
@@ -119,6 +130,8 @@ def _settings_model(name: str) -> type[ServiceSettings]:
         "up": "services.allinone",
         "migrate": "services.migrate",
         "export": "services.export",
+        "jobs": "services.jobs",
+        "retention": "services.retention",
     }
     module = modules.get(name, f"services.{name}.settings")
     model: type[ServiceSettings] = getattr(
@@ -239,6 +252,26 @@ def _run_export(_: str, __: Path | None, options: dict[str, Any]) -> int:
     return 0
 
 
+def _run_jobs(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.jobs import JobsSettings, answer, run
+
+    if options["run"] is None:
+        print(answer(options["api"], options["output"]))
+        return 0
+    settings = load(JobsSettings, environ=os.environ, flags=options)
+    print(asyncio.run(run(settings, options["run"])))
+    return 0
+
+
+def _run_retention(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.retention import TABLES, RetentionSettings, answer
+
+    settings = load(RetentionSettings, environ=os.environ, flags=options)
+    keep = {tier: options[tier] for tier in TABLES}
+    print(asyncio.run(answer(settings, keep, options["max_size"])))
+    return 0
+
+
 def _run_check(_: str, __: Path | None, options: dict[str, Any]) -> int:
     from services.documents import DocumentError
 
@@ -271,6 +304,8 @@ _COMMANDS: dict[str, Callable[[str, Path | None, dict[str, Any]], int]] = {
     "query": _run_query,
     "check": _run_check,
     "export": _run_export,
+    "jobs": _run_jobs,
+    "retention": _run_retention,
     **dict.fromkeys(SERVICES, _run_service),
 }
 

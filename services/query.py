@@ -47,7 +47,7 @@ def _ask(api: str, expression: str, span: str | None, step: str | None) -> dict[
         raise Invalid("--step: only with --range")
     data = urllib.parse.urlencode(form).encode()
     try:
-        with urllib.request.urlopen(f"{_address(api)}/api/v1/{path}", data, TIMEOUT_S) as reply:
+        with urllib.request.urlopen(f"{api_url(api)}/api/v1/{path}", data, TIMEOUT_S) as reply:
             body = json.load(reply)
     except urllib.error.HTTPError as error:
         with error:
@@ -65,7 +65,8 @@ def _span(text: str) -> timedelta:
         raise Invalid(f"--range: {error}") from error
 
 
-def _address(api: str) -> str:
+def api_url(api: str) -> str:
+    """The base URL of an api given as host:port or as a URL."""
     return (api if "://" in api else f"http://{api}").rstrip("/")
 
 

@@ -90,3 +90,9 @@ async def deliveries(state: Shared, limit: Limit = 100, cursor: str | None = Non
 async def pipeline(state: Shared) -> dict[str, int]:
     """Samples generated, stored, dropped and on their way."""
     return await store.pipeline(state.pool)
+
+
+@router.get("/jobs")
+async def jobs(state: Shared) -> Item:
+    """The jobs on stored data, each with how its last run went and how far it has come."""
+    return {"items": await store.jobs(state.pool), "next": None}

@@ -183,7 +183,7 @@ from series join layout_series on series_id = series.id
 cross join lateral (
     select at, values[position] as value from frames
     where frames.layout_id = layout_series.layout_id order by at desc limit 1) newest
-where metric = any($1)
+where metric = any($1) and newest.value >= 0
 order by series.id, newest.at desc
 """
 
@@ -242,10 +242,27 @@ from deliveries where sequence < $1 order by sequence desc limit $2
 async def deliveries(pool: Pool, before: int, limit: int) -> list[dict[str, Any]]:
     """The notifier's ledger, newest first."""
     rows = await pool.fetch(DELIVERIES, before, limit)
-    return [
-        {
-            name: rfc3339(value) if isinstance(value, datetime) else value
-            for name, value in row.items()
-        }
-        for row in rows
-    ]
+    return [_with_instants(row) for row in rows]
+
+
+JOBS = """
+select name, case when started_at > coalesce(finished_at, '-infinity') then 'running'
+                  when failures > 0 then 'failing'
+                  when succeeded_at is null then 'new'
+                  else 'fine' end as state,
+       every_s, owner, requested_at, started_at, finished_at, succeeded_at, duration_s, lag_s,
+       failures, progress, error
+from jobs order by name
+"""
+
+
+async def jobs(pool: Pool) -> list[dict[str, Any]]:
+    """The jobs of the ingest workers, by name; none before a worker ran."""
+    return [_with_instants(row) for row in await pool.fetch(JOBS)]
+
+
+def _with_instants(row: Record) -> dict[str, Any]:
+    return {
+        name: rfc3339(value) if isinstance(value, datetime) else value
+        for name, value in row.items()
+    }

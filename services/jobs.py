@@ -1,0 +1,89 @@
+"""`vervet jobs`: how the jobs on stored data are doing, as an api says; or one is asked to run."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+
+from schemas.durations import format_duration
+from schemas.errors import Invalid
+from services.database import ERRORS, SchemaMissing, address, check_schema, describe, open_pool
+from services.query import aligned, api_url
+from services.runtime import Unable
+from services.settings import Settings, required
+
+TIMEOUT_S = 10.0
+
+
+class JobsSettings(Settings):
+    """`vervet jobs`; only `--run` needs the database."""
+
+    database_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host:5432/database, for --run"
+    )
+
+
+def answer(api: str, output: Literal["table", "json"]) -> str:
+    """The jobs as a table or as JSON. Raises Unable where no api answers."""
+    try:
+        with urllib.request.urlopen(f"{api_url(api)}/v1/jobs", timeout=TIMEOUT_S) as reply:
+            items = json.load(reply)["items"]
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Unable(f"{api}: HTTP status {error.code}: {_detail(error)}") from error
+    except (OSError, ValueError) as error:
+        raise Unable(f"no api answers at {api}: {error}") from error
+    return json.dumps(items, indent=2) if output == "json" else _table(items)
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return error.reason
+
+
+def _table(items: Sequence[Mapping[str, Any]]) -> str:
+    if not items:
+        return "no job has run yet: no ingest worker was here"
+    rows = [["job", "state", "every", "last success", "took", "lag", "progress"]]
+    rows += [
+        [
+            item["name"],
+            item["state"],
+            _span(item["every_s"]),
+            item["succeeded_at"] or "never",
+            _span(item["duration_s"]),
+            _span(item["lag_s"]),
+            item["progress"],
+        ]
+        for item in items
+    ]
+    errors = [f"{item['name']}: {item['error']}" for item in items if item["error"]]
+    return "\n".join([aligned(rows), *errors])
+
+
+def _span(seconds: float | None) -> str:
+    """To the second, below one to the millisecond."""
+    if seconds is None:
+        return ""
+    return format_duration(timedelta(seconds=round(seconds, 0 if seconds >= 1 else 3)))
+
+
+async def run(settings: JobsSettings, name: str) -> str:
+    """Ask for a run of one job. Raises Invalid for a name that is none, Unable without database."""
+    url = required(settings.database_url, "database_url")
+    try:
+        async with open_pool(url, size=1) as pool:
+            await check_schema(pool)
+            known = [row["name"] for row in await pool.fetch("select name from jobs order by name")]
+            if name not in known:
+                raise Invalid(f"--run: there is no job {name!r}; there are: {', '.join(known)}")
+            await pool.execute("update jobs set requested_at = now() where name = $1", name)
+    except (SchemaMissing, *ERRORS) as error:
+        raise Unable(f"{address(url)}: {describe(error)}") from error
+    return f"{name}: will run as soon as it can; see vervet jobs"
