@@ -8,7 +8,7 @@ that is what has their hour sealed again. docs/adr/0008-history.md
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -49,6 +49,9 @@ SEAL_AFTER = timedelta(hours=1)
 CELLS_PER_BATCH = 1_000_000
 """Cells of one transaction: about 60 MB while they are encoded, and half a second. An hour that has
 more is a transaction of its own."""
+
+CELLS_PER_HOUR = 5_000
+"""What an hour costs besides its cells, in cells; it bounds how many narrow ones go together."""
 
 LAYOUTS_PER_PAGE = 2_000
 """Layouts whose hours are looked for at once."""
@@ -189,16 +192,17 @@ async def _batches(pool: Pool, from_us: int, until_us: int) -> AsyncIterator[lis
         last = ids[-1]
 
 
-def _cut(due: Sequence[Due]) -> Iterator[list[Due]]:
+def _cut(due: Iterable[Due]) -> Iterator[list[Due]]:
     """Batches of at most CELLS_PER_BATCH cells, but of one hour at least."""
     batch: list[Due] = []
     cells = 0
     for one in due:
-        cells += one.rows * one.width
-        if batch and cells > CELLS_PER_BATCH:
+        added = CELLS_PER_HOUR + one.rows * one.width
+        if batch and cells + added > CELLS_PER_BATCH:
             yield batch
-            batch, cells = [], one.rows * one.width
+            batch, cells = [], 0
         batch.append(one)
+        cells += added
     if batch:
         yield batch
 
