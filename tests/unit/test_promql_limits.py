@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.promql import Block, QueryError, parse
+from engine.promql import Block, QueryError, parse, regex_costs
 from engine.promql.limits import Limits
 
 SECOND_US = 1_000_000
@@ -92,3 +92,41 @@ def test_nested_joins_cannot_make_a_label_of_any_length() -> None:
         expression = f'label_join({expression}, "to", "", "to", "to")'
     with pytest.raises(QueryError, match="a label value of 131072 characters; at most 65536"):
         evaluate(expression, Limits(), layouts=1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cost_us"),
+    [
+        ("web-.*", 50 + 4 + 4),
+        ("[0-9a-f]{8}-[0-9a-f]{4}", 50 + 13),
+        (r"\w{3}(\d|[^x])", 50 + 750 + 30 + 1 + 4),
+        (r"(\pL{10}a){10}", 50 + 10 * 2501),
+        (r"[\w-]{2,4}", 50 + 4 * 251),
+        (r"\p{Greek}{5}", 50 + 5 * 250),
+        ("(((", 50),
+        (")x{}", 50 + 4),
+        (r"\(a{1000}", 50 + 1001),
+    ],
+)
+def test_what_an_expression_costs_to_compile_is_told_from_its_text(
+    pattern: str, cost_us: int
+) -> None:
+    assert regex_costs.cost_us(pattern) == pytest.approx(cost_us, abs=2)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r'x{a=~"\\pL{500}"}',
+        "x{a=~`(\\w{10}){10}`}",
+        "x{" + ",".join(f"a{n}!~'b{n}.*'" for n in range(500)) + "}",
+    ],
+)
+def test_regular_expressions_that_are_too_large_are_never_compiled(expression: str) -> None:
+    with pytest.raises(QueryError, match="too large"):
+        parse(expression)
+
+
+def test_ordinary_regular_expressions_are_small_enough() -> None:
+    of_dashboards = r"^(?:\\d{1,3}\\.){3}\\d{1,3}(:\\d+)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}|\\w+-\\w+"
+    parse(f'x{{a=~"{of_dashboards}",b!~"tmpfs|fuse.lxcfs|squashfs|vfat"}}')
