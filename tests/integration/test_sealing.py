@@ -17,6 +17,8 @@ from prometheus_client import REGISTRY
 from engine.promql.blocks import Floats
 from schemas.layouts import Series
 from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
+from services.cells import from_stored
+from services.cells import from_stored
 from services.clock import instant, microseconds, now_us
 from services.database import Pool, open_pool
 from services.ingest import sealing
@@ -67,7 +69,9 @@ async def head(pool: Pool) -> dict[Cell, int]:
            from frames f cross join unnest(values) with ordinality as v (value, position)
            join layout_series l using (layout_id, position) join series s on s.id = series_id"""
     )
-    found = {(r[0], r[1], microseconds(r[2])): bits(r[3]) for r in rows}
+    cells = from_stored(np.array([r[3] for r in rows]).view(np.uint64)).tolist()
+    keys = [(r[0], r[1], microseconds(r[2])) for r in rows]
+    found = dict(zip(keys, cells, strict=True))
     return {key: value for key, value in found.items() if value != ABSENT_BITS}
 
 
