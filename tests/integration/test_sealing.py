@@ -18,7 +18,6 @@ from engine.promql.blocks import Floats
 from schemas.layouts import Series
 from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
 from services.cells import from_stored
-from services.cells import from_stored
 from services.clock import instant, microseconds, now_us
 from services.database import Pool, open_pool
 from services.ingest import sealing
