@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import json
 import os
 import sys
 import urllib.error
@@ -98,6 +99,7 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     query.add_argument("--range", help="over this span up to now, such as 1h")
     query.add_argument("--step", help="between two values of a range, such as 15s")
     query.add_argument("--output", choices=("table", "json", "csv"), default="table")
+    query.add_argument("--explain", action="store_true", help="what it reads and costs instead")
     export = commands.add_parser("export", help="write raw samples to a file")
     export.add_argument("selector", help='PromQL selector, such as up{job="node"}')
     export.add_argument("--start", required=True, help="first instant: 2026-01-31T10:00:00Z")
@@ -234,11 +236,23 @@ def _run_health(_: str, __: Path | None, options: dict[str, Any]) -> int:
     return EXIT_UNAVAILABLE
 
 
-def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
-    from services.query import answer
+_ASKED = ("api", "expression", "range", "step")
 
-    asked = (options[name] for name in ("api", "expression", "range", "step", "output"))
-    print(answer(*asked))
+
+def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.query import answer, explanation
+
+    api, expression, span, step = (options[name] for name in _ASKED)
+    if not options["explain"]:
+        print(answer(api, expression, span, step, options["output"]))
+        return 0
+    told = explanation(api, expression, span, step)
+    if options["output"] == "json":
+        print(json.dumps(told, indent=2))
+    else:
+        from services.explanation import explained
+
+        print(explained(told))
     return 0
 
 

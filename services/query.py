@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -27,35 +28,47 @@ Output = Literal["table", "json", "csv"]
 
 def answer(api: str, expression: str, span: str | None, step: str | None, output: Output) -> str:
     """The text to print. Raises Invalid for what the api refuses, Unable where none answers."""
-    result = _ask(api, expression, span, step)
+    form = _form(expression, span, step)
+    body = _asked(api, f"/api/v1/query{'' if span is None else '_range'}", form)
+    result = body["data"]
     if output == "json":
         return json.dumps(result, indent=2)
-    return _csv(result) if output == "csv" else _table(result)
+    if output == "csv":
+        return _csv(result)
+    return "\n".join([_table(result), *(f"warning: {one}" for one in body.get("warnings", ()))])
 
 
-def _ask(api: str, expression: str, span: str | None, step: str | None) -> dict[str, Any]:
-    path, form = "query", {"query": expression}
+def explanation(api: str, expression: str, span: str | None, step: str | None) -> dict[str, Any]:
+    """What the expression reads and costs, as `/v1/explain` tells it. Raises as `answer` does."""
+    return _asked(api, "/v1/explain", _form(expression, span, step))
+
+
+def _form(expression: str, span: str | None, step: str | None) -> dict[str, str]:
+    """The parameters of an instant query or, with a span, of one over it up to now."""
+    form = {"query": expression}
     if span is not None:
         seconds = _span(span).total_seconds()
         if seconds <= 0:
             raise Invalid("--range: expected more than 0s")
         now = time.time()
         given = step or f"{max(1, round(seconds / 240))}s"
-        path = "query_range"
         form |= {"start": str(now - seconds), "end": str(now), "step": given}
     elif step is not None:
         raise Invalid("--step: only with --range")
+    return form
+
+
+def _asked(api: str, path: str, form: Mapping[str, str]) -> dict[str, Any]:
     data = urllib.parse.urlencode(form).encode()
     try:
-        with urllib.request.urlopen(f"{api_url(api)}/api/v1/{path}", data, TIMEOUT_S) as reply:
-            body = json.load(reply)
+        with urllib.request.urlopen(f"{api_url(api)}{path}", data, TIMEOUT_S) as reply:
+            body: dict[str, Any] = json.load(reply)
     except urllib.error.HTTPError as error:
         with error:
-            raise Invalid(_refusal(error)) from error
+            raise Invalid(pointed(form["query"], _refusal(error))) from error
     except (OSError, ValueError) as error:
         raise Unable(f"no api answers at {api}: {error}") from error
-    data_: dict[str, Any] = body["data"]
-    return data_
+    return body
 
 
 def _span(text: str) -> timedelta:
@@ -71,11 +84,28 @@ def api_url(api: str) -> str:
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:
+    """What the api says, in Prometheus' envelope or in a problem document."""
     try:
-        said = json.load(error)["error"]
-    except (ValueError, KeyError, TypeError):
+        body = json.load(error)
+        said = body.get("error") or body["detail"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         said = f"HTTP status {error.code}"
     return str(said)
+
+
+_PLACE = re.compile(r"(?:invalid parameter \"query\": )?((\d+):(\d+): parse error: .*)", re.DOTALL)
+
+
+def pointed(expression: str, refusal: str) -> str:
+    """The refusal; where it names a place, with that line of the expression and a mark below it."""
+    found = _PLACE.match(refusal)
+    lines = expression.split("\n")
+    if not found or int(found[2]) > len(lines):
+        return refusal
+    line, column = lines[int(found[2]) - 1], int(found[3])
+    # What stands before the mark keeps its tabs, so that the mark stands where it should.
+    before = "".join("\t" if char == "\t" else " " for char in line[: column - 1])
+    return f"{found[1]}\n  {line}\n  {before.ljust(column - 1)}^"
 
 
 def series_text(metric: Mapping[str, str]) -> str:

@@ -106,6 +106,82 @@ def test_what_the_api_refuses_is_told(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("expression", "refusal", "shown"),
+    [
+        (
+            "sum(x",
+            'invalid parameter "query": 1:6: parse error: unexpected end of input',
+            "1:6: parse error: unexpected end of input\n  sum(x\n       ^\n",
+        ),
+        ("a +\n\tb c", "2:4: parse error: no", "2:4: parse error: no\n  \tb c\n  \t  ^\n"),
+        ("a", "9:1: parse error: elsewhere", "9:1: parse error: elsewhere\n"),
+    ],
+)
+def test_a_mistake_is_pointed_at(
+    expression: str, refusal: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"status": "error", "errorType": "bad_data", "error": refusal}
+    with api(400, body) as (address, _):
+        assert vervet(expression, "--api", address) == 2
+    assert capsys.readouterr().err == shown
+
+
+EXPLANATION = {
+    "query": "sum(rate(x[5m]))",
+    "type": "vector",
+    "start": "2026-01-01T00:00:00Z",
+    "end": "2026-01-01T01:00:00Z",
+    "step_s": 15.0,
+    "steps": 241,
+    "lookback_s": 300.0,
+    "selectors": [
+        {
+            "selector": "x",
+            "start": "2025-12-31T23:55:00Z",
+            "end": "2026-01-01T01:00:00Z",
+            "series": 1200,
+            "layouts": 3,
+            "instants": 780,
+            "samples": 312_000,
+            "storage": {"sealed": 300_000, "head": 12_000},
+            "read_s": 0.0123,
+        }
+    ],
+    "samples_read": 312_000,
+    "result_series": 1,
+    "result_samples": 241,
+    "queue_s": 0.0,
+    "read_s": 0.0124,
+    "evaluate_s": 0.25,
+}
+
+
+def test_an_explanation_has_a_line_per_selector(capsys: pytest.CaptureFixture[str]) -> None:
+    with api(200, EXPLANATION) as (address, asked):
+        assert vervet("sum(rate(x[5m]))", "--api", address, "--range", "1h", "--explain") == 0
+    assert asked[0][0] == "/v1/explain"
+    assert set(asked[0][1]) == {"query", "start", "end", "step"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("vector, 241 steps of 15 s, 2026-01-01T00:00:00Z to ")
+    cells = "1,200 3 312,000 head 12,000, sealed 300,000 12.3 ms"
+    assert " ".join(lines[4].split()).endswith(cells)
+    assert lines[-1] == "time      queue 0.0 ms, read 12.4 ms, evaluate 250.0 ms"
+
+
+def test_an_explanation_can_be_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with api(200, EXPLANATION) as (address, _):
+        assert vervet("x", "--api", address, "--explain", "--output", "json") == 0
+    assert json.loads(capsys.readouterr().out) == EXPLANATION
+
+
+def test_warnings_stand_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    body = {**success("vector", []), "warnings": ["results truncated due to limit"]}
+    with api(200, body) as (address, _):
+        assert vervet("x", "--api", address) == 0
+    assert capsys.readouterr().out == "no result\nwarning: results truncated due to limit\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
         (("x", "--range", "soon"), 2, "--range: 'soon' is not a duration"),
