@@ -85,7 +85,7 @@ async def measure(stack: Stack, say: Say, options: Options) -> list[Figure]:
 async def stored(stack: Stack, say: Say, size: Size, options: Options) -> AsyncIterator[Sized]:
     """A store with history of a share of a week, sealed: as long as the factor says."""
     whole = week(options)
-    history = History.ending_now(
+    history = History.of_whole_days(
         whole.replay, whole.hosts, whole.ticks * size.factor // FACTORS[-1]
     )
     async with ours(stack) as store:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -31,18 +31,23 @@ from services.bus_rabbit import rabbit_bus
 from services.clock import instant, now_us
 from services.database import Connection
 from services.ingest.jobs import LOCK
+from services.ingest.partitions import HEAD_AGE
+from services.ingest.service import JOBS
 from services.migrate import prepare
 from tests.stack.database import with_database
 from tests.stack.peer_servers import PeerServer
 from tests.stack.process import Say, free_port, is_alive, tail
 from tests.stack.session import Stack
 
+ALL_JOBS_DONE = "select count(succeeded_at) = $1 from jobs"
+
 TICKS_A_MESSAGE = 120
 """Half a megabyte; the most that a message may have is one."""
 
 HOUR_MS = 3_600_000
-CLOSED_MS = 2 * HOUR_MS
-"""The newest sample is so old that its hour is closed for certain."""
+DAY_MS = 24 * HOUR_MS
+AGE_MS = HEAD_AGE // timedelta(milliseconds=1) + HOUR_MS
+"""How old the newest sample is at least: its hour is closed, and the head's partition dropped."""
 
 AT_ONCE = 16
 TIMEOUT_S = 1800.0
@@ -61,9 +66,9 @@ class History:
     ticks: int
 
     @staticmethod
-    def ending_now(replay: Replay, hosts: int, ticks: int) -> "History":
-        """One whose last hour is closed; it begins with an hour, so that all of them are whole."""
-        last_ms = now_us() // 1000 - CLOSED_MS
+    def of_whole_days(replay: Replay, hosts: int, ticks: int) -> "History":
+        """One that ends with the last day that is old enough, and begins with an hour."""
+        last_ms = (now_us() // 1000 - AGE_MS) // DAY_MS * DAY_MS
         start_ms = (last_ms - ticks * replay.interval_ms) // HOUR_MS * HOUR_MS
         return History(replace(replay, start_ms=start_ms), hosts, ticks)
 
@@ -141,18 +146,22 @@ class Ours:
             )
 
     async def seal(self, history: History) -> float:
-        """Have the product's own jobs seal it, until nothing of it is in the head.
+        """Have the product's own jobs do all they have to. Raises Failed if the head keeps any.
 
         Returns the processor seconds of worker and database, vacuuming and a checkpoint included.
         """
         async with self.ingesting() as worker:
             roots = {"ingest": [worker.pid], "database": [self.stack.database().pid()]}
             before = cpu_of_all_s(roots)
-            last = instant(history.end_ms * 1000)
-            await self._await("select not exists (select from frames where at <= $1)", last, worker)
+            await self._await(ALL_JOBS_DONE, len(JOBS), worker)
             await self.admin.execute("vacuum")
             await self.admin.execute("checkpoint")
             after = cpu_of_all_s(roots)
+        last = instant(history.end_ms * 1000)
+        if left := await self.connection.fetchval(
+            "select count(*) from frames where at <= $1", last
+        ):
+            raise Failed(f"{left} frames of closed hours were not sealed")
         return sum(after.values()) - sum(before.values())
 
     @asynccontextmanager
@@ -207,7 +216,7 @@ class Ours:
         )
         await self.bus.publish(SAMPLES, sample_key(source["job"], instance), message)
 
-    async def _await(self, question: str, argument: int | datetime, worker: psutil.Process) -> None:
+    async def _await(self, question: str, argument: int, worker: psutil.Process) -> None:
         deadline = time.monotonic() + TIMEOUT_S
         while not await self.connection.fetchval(question, argument):
             if time.monotonic() > deadline or not is_alive(worker):

@@ -128,7 +128,7 @@ def week(options: Options) -> History:
     """What is stored: 10^7 samples, or 10^8."""
     replay = Replay(labelled(resized(read(), SERIES)), 0, stretch=STRETCH)
     ticks = DAYS * DAY_S * 1000 // replay.interval_ms
-    return History.ending_now(replay, FULL_HOSTS if options.full else HOSTS, ticks)
+    return History.of_whole_days(replay, FULL_HOSTS if options.full else HOSTS, ticks)
 
 
 def labelled(recording: Recording) -> Recording:
