@@ -352,6 +352,28 @@ async def test_frames_that_come_while_sealing_are_not_lost(pool: Pool) -> None:
     assert await pool.fetchval("select sum(messages) from agents") == len(messages)
 
 
+async def test_a_frame_that_is_filled_while_it_is_sealed_is_sealed_filled(pool: Pool) -> None:
+    at = DAY + STEP
+    await store(pool, sample_message([1.0, ABSENT], at_us=at))
+    async with pool.acquire() as connection:
+        filling = connection.transaction()
+        await filling.start()
+        await connection.execute("update frames set values[2] = 2.0")
+        sealed = asyncio.create_task(seal(pool, LATER, progress()))
+
+        async def waits_or_is_done() -> bool:
+            waiting = "select from pg_locks where locktype = 'transactionid' and not granted"
+            return sealed.done() or bool(await pool.fetchval(f"select exists ({waiting})"))
+
+        await eventually(waits_or_is_done)
+        await filling.commit()
+    await sealed
+    assert await blocks(pool) == {
+        ("host-1", "a", at): bits(1.0),
+        ("host-1", "b", at): bits(2.0),
+    }
+
+
 async def test_a_day_that_is_computed_while_an_hour_of_it_is_sealed_is_complete(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
