@@ -1,0 +1,87 @@
+"""All jobs of an ingest worker on real samples: what is left of twenty days."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.clock import microseconds, now_us
+from services.database import Pool, open_pool
+from services.ingest import jobs
+from services.ingest.batch import Layouts, Window, receive
+from services.ingest.jobs import run_jobs
+from services.ingest.partitions import list_partitions
+from services.ingest.service import JOBS
+from services.ingest.store import Store
+from tests.builders import delivery, sample_message
+from tests.processes import eventually
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+@pytest.fixture(params=["timescale_database_url", "plain_database_url"])
+def url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+async def pool(url: str) -> AsyncIterator[Pool]:
+    async with open_pool(url) as opened:
+        yield opened
+
+
+async def days(pool: Pool, table: str) -> list[int]:
+    """How many days ago each of its partitions began."""
+    return [(TODAY - one.lower).days for one in await list_partitions(pool, table)]
+
+
+async def all_ran(pool: Pool) -> bool:
+    done = await pool.fetchval("select count(*) from jobs where succeeded_at is not null")
+    return bool(done == len(JOBS))
+
+
+async def test_of_twenty_days_the_raw_ones_are_kept_as_set_and_the_rollups_all(
+    url: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "TICK_S", 0.02)
+    instants = [TODAY - ago * DAY + 10 * HOUR for ago in range(20, 0, -1)]
+    messages = [
+        sample_message([1.0, 2.0], at_us=microseconds(at), seq=seq)
+        for seq, at in enumerate(instants)
+    ]
+    messages.append(sample_message([3.0, 4.0], seq=len(instants)))
+    layouts, bounds = Layouts(), Window(30 * DAY, DAY).bounds_us(now_us())
+    await Store(pool).write([receive(delivery(one), one, layouts, bounds) for one in messages])
+    async with asyncio.TaskGroup() as group:
+        scheduler = group.create_task(run_jobs(url, JOBS))
+        await eventually(lambda: all_ran(pool), lambda: "not all jobs ran")
+        scheduler.cancel()
+    assert [row["error"] for row in await pool.fetch("select error from jobs")] == [""] * len(JOBS)
+    assert await days(pool, "blocks") == list(range(15, 0, -1))
+    floor = await pool.fetchval("select floor from retention where tier = 'raw'")
+    assert floor == TODAY - 15 * DAY
+    assert max(await days(pool, "frames")) <= 2
+    # The newest sample is in the head; the day before today may be open still.
+    assert await pool.fetchval("select count(*) from frames") == 1
+    assert await pool.fetchval("select count(*) from rollups_5m") == 20
+    assert await pool.fetchval("select count(*) from rollups_1h") >= 19
+    # What a host sends now of a time whose history is gone is counted, and changes no rollup.
+    late = sample_message([9.0, 9.0], at_us=microseconds(instants[0]) + 1, seq=99)
+    await Store(pool).write([receive(delivery(late), late, layouts, bounds)])
+    await pool.execute("update jobs set requested_at = now()")
+    async with asyncio.TaskGroup() as group:
+        scheduler = group.create_task(run_jobs(url, JOBS))
+        await eventually(lambda: none_is_asked_for(pool), lambda: "not all jobs ran")
+        scheduler.cancel()
+    assert max(await days(pool, "frames")) <= 2
+    assert await days(pool, "blocks") == list(range(15, 0, -1))
+    oldest = await pool.fetchval("select maxs from rollups_5m order by start limit 1")
+    assert 9.0 not in oldest
+
+
+async def none_is_asked_for(pool: Pool) -> bool:
+    waiting = "select count(*) from jobs where requested_at is not null or finished_at < started_at"
+    return not await pool.fetchval(waiting)
