@@ -149,3 +149,13 @@ async def goes_on(pool: Pool) -> None:
     found = await frames.read(pool, (Matcher("instance", MatchOp.EQUAL, "new"),), 0, NOW_US)
     assert [block.values.tolist() for block in found] == [[[3.0, 4.0]]]
     assert await pool.fetchval("select count(*) from blocks") == 11
+
+
+async def test_who_dumps_holds_up_neither_ingest_nor_sealing(server: Database) -> None:
+    with server.migrated_database(migrate) as url:
+        async with open_pool(url) as pool, pool.acquire() as dumping, dumping.transaction():
+            # As pg_dump does it, from its beginning to its end.
+            await dumping.execute("lock table frames, blocks, rollups_5m in access share mode")
+            async with asyncio.timeout(30):
+                await fill(pool)
+            assert await pool.fetchval("select count(*) from blocks") == 10
