@@ -260,8 +260,9 @@ def _shape(row: Record) -> Columns:
 
 
 def _is_of_source(matcher: Matcher) -> bool:
-    """Whether it is for the source alone to be equal."""
-    return matcher.name in ALWAYS_OF_SOURCE and matcher.op is MatchOp.EQUAL
+    """Whether it is for the source alone to be equal: one that lacks the label has it nowhere."""
+    is_equal = matcher.op is MatchOp.EQUAL and bool(matcher.value)
+    return is_equal and matcher.name in ALWAYS_OF_SOURCE
 
 
 def _of_source(matchers: Sequence[Matcher], source: Mapping[str, str]) -> bool:

@@ -191,8 +191,10 @@ class Intake:
                 await self._recall(placement, source)
                 self._look_again.pop(source, None)
             if new := placement.new(samples.numbers):
-                at_us = dict(zip(samples.numbers[::-1], samples.at_ms[::-1] * 1000, strict=True))
-                for source in placement.place(new, [int(at_us[number]) for number in new]):
+                at_us = samples.at_ms * 1000
+                placement.hear(samples.numbers, at_us)
+                first = dict(zip(samples.numbers[::-1].tolist(), at_us[::-1].tolist(), strict=True))
+                for source in placement.place(new, [first[number] for number in new]):
                     self._look_again[source] = now_s + LOOK_AGAIN_S
 
     async def _recall(self, placement: Placement, source: Source) -> None:

@@ -7,6 +7,7 @@ are new, they and a narrow layout of the same instant make a wider one, which ta
 place from the next instant on.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,12 @@ class Placement:
         known = self.layouts[current].id
         return known is not None and known < layout_id
 
+    def hear(self, numbers: Integers, at_us: Integers) -> None:
+        """Note that layouts have samples of these instants."""
+        layouts = self.places(numbers, at_us)[0]
+        placed = layouts >= 0
+        np.maximum.at(self.last_us, layouts[placed], at_us[placed])
+
     def place(self, new: Iterable[int], first_us: Sequence[int]) -> set[Source]:
         """Put new series into layouts, given the instant of each one's sample; their sources."""
         runs: dict[tuple[Source, int], tuple[list[int], list[Series]]] = {}
@@ -295,7 +302,7 @@ class Placement:
 
 def _shown(pairs: Sequence[tuple[str, str]]) -> str:
     """A series as it is named to whoever sent it, shortened."""
-    text = ", ".join(f'{name}="{value}"' for name, value in pairs if name != _NAME)
+    text = ", ".join(f"{name}={json.dumps(value)}" for name, value in pairs if name != _NAME)
     return f"{dict(pairs).get(_NAME, '')}{{{text}}}"[:SHOWN_CHARS]
 
 

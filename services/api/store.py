@@ -9,6 +9,7 @@ from typing import Any
 
 from asyncpg import Record
 
+from schemas.samples import UNSPOOLED
 from services.clock import rfc3339
 from services.database import Pool
 
@@ -48,12 +49,18 @@ def _agent(row: Record) -> dict[str, Any]:
         "first_seq": row["first_seq"],
         "last_seq": row["last_seq"],
         "messages": row["messages"],
-        "missing": max(0, row["last_seq"] - row["first_seq"] + 1 - row["messages"]),
+        "missing": _missing(row),
         "duplicates": row["duplicates"],
         "samples": row["samples"],
         "version": row["version"],
         "interval_s": row["interval_s"],
     }
+
+
+def _missing(row: Record) -> int:
+    if row["epoch"].startswith(UNSPOOLED):
+        return 0
+    return max(0, row["last_seq"] - row["first_seq"] + 1 - int(row["messages"]))
 
 
 async def rule_groups(pool: Pool) -> list[dict[str, Any]]:
@@ -191,10 +198,11 @@ GENERATED = "vervet_agent_samples_generated_total"
 DROPPED = "vervet_agent_samples_dropped_total"
 SPOOLED = "vervet_agent_spool_samples"
 
-NEWEST_PROGRESS = """
+NEWEST_PROGRESS = f"""
 select coalesce(sum(samples), 0)::bigint as stored,
        coalesce(sum(last_samples), 0)::bigint as newest
 from (select distinct on (job, instance) samples, last_samples from agents
+      where not starts_with(epoch, '{UNSPOOLED}')
       order by job, instance, last_at desc) newest
 """
 
