@@ -257,10 +257,11 @@ def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
 
 
 def _run_export(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.embedded import operators_database
     from services.export import ExportSettings, export, request
 
     settings = load(ExportSettings, environ=os.environ, flags=options)
-    database_url = required(settings.database_url, "database_url")
+    database_url = operators_database(settings.database_url, os.environ)
     asked = request(*(options[name] for name in ("selector", "start", "end", "format", "output")))
     run_loop(export(asked, database_url))
     return 0

@@ -53,7 +53,9 @@ class ExportSettings(Settings):
     """`vervet export`."""
 
     database_url: SecretStr | None = Field(
-        None, description="postgresql://user:password@host:5432/database"
+        None,
+        description="postgresql://user:password@host:5432/database; the default is that of a "
+        "running `vervet up`",
     )
 
 

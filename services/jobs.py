@@ -1,6 +1,7 @@
 """`vervet jobs`: how the jobs on stored data are doing, as an api says; or one is asked to run."""
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from pydantic import Field, SecretStr
 from schemas.durations import format_duration
 from schemas.errors import Invalid
 from services.database import ERRORS, SchemaMissing, address, check_schema, describe, open_pool
+from services.embedded import operators_database
 from services.query import aligned, api_url
 from services.runtime import Unable
-from services.settings import Settings, required
+from services.settings import Settings
 
 TIMEOUT_S = 10.0
 
@@ -23,7 +25,9 @@ class JobsSettings(Settings):
     """`vervet jobs`; only `--run` needs the database."""
 
     database_url: SecretStr | None = Field(
-        None, description="postgresql://user:password@host:5432/database, for --run"
+        None,
+        description="for --run: postgresql://user:password@host:5432/database; the default is "
+        "that of a running `vervet up`",
     )
 
 
@@ -76,7 +80,7 @@ def _span(seconds: float | None) -> str:
 
 async def run(settings: JobsSettings, name: str) -> str:
     """Ask for a run of one job. Raises Invalid for a name that is none, Unable without database."""
-    url = required(settings.database_url, "database_url")
+    url = operators_database(settings.database_url, os.environ)
     try:
         async with open_pool(url, size=1) as pool:
             await check_schema(pool)

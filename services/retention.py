@@ -1,5 +1,6 @@
 """How long each tier of samples is kept: what may be set, and `vervet retention`, which sets it."""
 
+import os
 import re
 from collections.abc import Mapping
 from datetime import MINYEAR, datetime, timedelta
@@ -20,9 +21,10 @@ from services.database import (
     describe,
     open_pool,
 )
+from services.embedded import operators_database
 from services.query import aligned
 from services.runtime import Unable
-from services.settings import Settings, required
+from services.settings import Settings
 
 TABLES = {"raw": ("frames", "blocks"), "5m": ("rollups_5m",), "1h": ("rollups_1h",)}
 """The tables of each tier, from fine to coarse. Of the first, rows move to the second."""
@@ -43,7 +45,9 @@ class RetentionSettings(Settings):
     """`vervet retention`: where the database is."""
 
     database_url: SecretStr | None = Field(
-        None, description="postgresql://user:password@host:5432/database"
+        None,
+        description="postgresql://user:password@host:5432/database; the default is that of a "
+        "running `vervet up`",
     )
 
 
@@ -130,7 +134,7 @@ async def answer(
     """
     spans = {tier: parse_keep(tier, text) for tier, text in keep.items() if text is not None}
     size = None if max_size is None else parse_size(max_size)
-    url = required(settings.database_url, "database_url")
+    url = operators_database(settings.database_url, os.environ)
     try:
         async with open_pool(url, size=1) as pool:
             await check_schema(pool)

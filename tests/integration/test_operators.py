@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,8 @@ from schemas.topology import topology
 from services.bus import Bus
 from services.bus_memory import memory_bus
 from services.cli import main
-from services.database import Pool, open_pool
+from services.database import Pool, migrate, open_pool
+from services.embedded import embedded_postgres
 from services.ingest.jobs import Job, Progress, State, next_job
 from tests.api_rig import serving
 
@@ -118,11 +121,29 @@ async def test_without_our_database_retention_says_so(
     shell: Shell, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VERVET_DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("VERVET_HOME", "/nonexistent")
     assert await shell.run("retention") == 69
     assert "the database has no schema yet; run: vervet migrate" in shell.err
     monkeypatch.delenv("VERVET_DATABASE_URL")
     assert await shell.run("retention") == 2
     assert "set VERVET_DATABASE_URL" in shell.err
+
+
+async def test_the_database_of_a_vervet_up_is_found(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not pytest's own directory: as root the server runs as a user who may not enter that.
+    with tempfile.TemporaryDirectory(prefix="vervet-test-") as name:
+        home = Path(name)
+        home.chmod(0o711)
+        monkeypatch.delenv("VERVET_DATABASE_URL", raising=False)
+        monkeypatch.setenv("VERVET_HOME", name)
+        async with embedded_postgres(home / "postgres", port=None) as url:
+            await migrate(url)
+            assert await shell.run("retention", "--raw", "3d") == 0
+            assert shell.rows()[1][:2] == ["raw", "3d"]
+        assert await shell.run("retention") == 2
+        assert "set VERVET_DATABASE_URL" in shell.err
 
 
 AT = datetime(2026, 5, 1, 10, tzinfo=UTC)
