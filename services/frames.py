@@ -5,32 +5,24 @@ database's side of it. Nothing here makes an object per sample.
 """
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from asyncpg import Record
 
-from engine.promql.blocks import Block, Indexes
+from engine.promql.blocks import Block
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher
-from services import clock
+from engine.promql.rollups import LASTS
+from services import clock, rollup_reading, sample_reading
 from services.database import Connection, Pool
-from services.frame_pieces import (
-    History,
-    Piece,
-    SealedHour,
-    SealedSpan,
-    Span,
-    block,
-    head_piece,
-    joined,
-    sealed_pieces,
-    spans,
-)
+from services.frame_pieces import Piece, block, joined
+from services.rollup_pieces import numbers, points_of
+from services.rollup_reading import Floors, Part, parts_of, read_floors
+from services.sample_reading import COUNT, SAMPLES, Wanted, arguments_of, wanted_of
 from services.series_lookup import Catalogue, Selected
 
 
@@ -50,6 +42,7 @@ INLINE_CELLS = 20_000
 ASSUMED_ROWS_PER_S = 1.0
 """Where a selector may read too much even at this rate, its rows are counted first."""
 
+_DAY_US = 86_400_000_000
 _LAST_US = clock.microseconds(datetime(9999, 1, 1, tzinfo=UTC))
 
 # What to do is known: few keys, looked up in indexes. A plan made from statistics, which a new
@@ -60,39 +53,6 @@ set local plan_cache_mode = force_generic_plan;
 set local enable_seqscan = off;
 set local enable_hashjoin = off;
 set local enable_mergejoin = off;
-"""
-
-# Frames of recent hours as they are: a row is ten minutes of a layout, instants and arrays in
-# sequence, so that neither side makes an object per frame. The order is mended by the reader.
-# Sealed blocks: of each hour the groups of columns that are wanted.
-# One statement, so that a reader never sees frames that are being sealed twice, or not at all.
-SAMPLES = """
-select place, null::timestamptz as start, count(*)::integer as rows, null::integer as span,
-       string_agg(timestamptz_send(at), '') as at,
-       string_agg(array_send(values[lower:upper]), '') as data,
-       null::integer as before, null::integer[] as ends
-from unnest($3::integer[], $4::integer[], $5::integer[], $6::integer[])
-    as wanted (place, layout_id, lower, upper)
-join frames using (layout_id)
-where at > $1 and at <= $2
-group by place, date_bin('10 minutes', at, '1970-01-01 UTC')
-union all
-select place, start, rows, span, at,
-       substring(data from coalesce(ends[lower - 1], 0) + 1
-                 for ends[upper] - coalesce(ends[lower - 1], 0)),
-       coalesce(ends[lower - 1], 0), ends[lower:upper]
-from unnest($7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[])
-    as wanted (place, span, layout_id, lower, upper)
-join blocks using (layout_id)
-where start > $1 - interval '1 hour' and start < $2
-"""
-
-COUNT = """
-with wanted as (select * from unnest($3::integer[], $4::integer[]) as w (layout_id, width))
-select (select coalesce(sum(width), 0) from wanted join frames using (layout_id)
-        where at > $1 and at <= $2)
-     + (select coalesce(sum(width * rows), 0) from wanted join blocks using (layout_id)
-        where start > $1 - interval '1 hour' and start < $2)
 """
 
 
@@ -123,32 +83,91 @@ class Snapshot:
         self.catalogue = catalogue
         self._limits = limits
         self.samples = Counter[str]()
-        """Values read so far, absent ones included, by where they were stored: head, sealed."""
+        """Values read so far, absent ones included, by where they were stored: head, sealed,
+        rollups_5m, rollups_1h."""
+        self.notes: dict[str, None] = {}
+        """What the reader of an answer should know, in the order in which it was found."""
+        self._known_floors: Floors | None = None
 
-    async def read(self, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
+    async def lacks(self, start_us: int) -> bool:
+        """Whether samples after an instant were dropped, so that rollups stand in for them."""
+        return start_us < (await self._floors(start_us)).raw_us
+
+    async def read(
+        self,
+        matchers: Sequence[Matcher],
+        start_us: int,
+        end_us: int,
+        column: str = LASTS,
+        window_us: int = 0,
+    ) -> list[Block]:
         """Blocks of all series that match, with samples in start_us < at <= end_us; one per layout.
 
-        Raises QueryError past the limits; those on cells are of all that the snapshot reads.
+        Where samples were dropped, rollups stand in for them: what a function needs of `column`
+        (engine/promql/rollups.py) in windows of `window_us`. Raises QueryError past the limits;
+        those on cells are of all that the snapshot reads.
         """
         selected = await self.catalogue.select(self.connection, matchers, self._limits.series)
         if not selected:
             return []
-        start, end = clamped(start_us), clamped(end_us)
-        await self._check_size(selected, start, end)
-        wanted = [_wanted(one) for one in selected]
-        rows = await self.connection.fetch(SAMPLES, start, end, *_arguments(wanted))
+        wanted = [wanted_of(one) for one in selected]
+        floors = await self._floors(start_us)
         before = self.samples.total()
-        for row in rows:
-            if not row["span"]:
-                tier = "head" if row["start"] is None else "sealed"
-                self.samples[tier] += row["rows"] * len(selected[row["place"]].columns)
-        self._check_cells(self.samples.total())
+        old = [
+            (part, await self._rollups(part, column, window_us, wanted))
+            for part in parts_of(floors, start_us, end_us)
+        ]
+        rows = await self._samples(wanted, max(start_us, floors.raw_us), end_us)
 
         def assemble() -> list[Block]:
-            return _blocks(wanted, rows, start_us, end_us)
+            stand_ins = rollup_reading.pieces_of(old, column, window_us, wanted)
+            found = []
+            for place, piece in enumerate(sample_reading.pieces_of(wanted, rows)):
+                if column == "counts":
+                    piece = Piece(piece.at, numbers(piece.values))
+                if place in stand_ins:
+                    piece = joined(stand_ins[place], [piece])
+                found.append(block(selected[place].columns, piece, start_us, end_us))
+            return [one for one in found if one is not None]
 
         small = self.samples.total() - before <= INLINE_CELLS
         return assemble() if small else await asyncio.to_thread(assemble)
+
+    async def _samples(self, wanted: Sequence[Wanted], start_us: int, end_us: int) -> list[Record]:
+        if start_us >= end_us:
+            return []
+        start, end = clamped(start_us), clamped(end_us)
+        await self._check_size([one.selected for one in wanted], start, end)
+        rows = await self.connection.fetch(SAMPLES, start, end, *arguments_of(wanted))
+        for row in rows:
+            if not row["span"]:
+                tier = "head" if row["start"] is None else "sealed"
+                self.samples[tier] += row["rows"] * len(wanted[row["place"]].positions)
+        self._check_cells(self.samples.total())
+        return rows
+
+    async def _rollups(
+        self, part: Part, column: str, window_us: int, wanted: Sequence[Wanted]
+    ) -> list[Record]:
+        rows = await rollup_reading.read_rows(self.connection, part, column, wanted)
+        points = part.tier.buckets * points_of(part.tier, column, window_us)
+        for row in rows:
+            self.samples[f"rollups_{part.tier.name}"] += points * len(
+                wanted[row["place"]].positions
+            )
+        self._check_cells(self.samples.total())
+        if rows:
+            before = clock.rfc3339(part.end_us)
+            self.notes[f"answered from rollups of {part.tier.name} before {before}"] = None
+        return rows
+
+    async def _floors(self, start_us: int) -> Floors:
+        """What was dropped; today's samples never are."""
+        if start_us >= clock.now_us() // _DAY_US * _DAY_US:
+            return Floors()
+        if self._known_floors is None:
+            self._known_floors = await read_floors(self.connection)
+        return self._known_floors
 
     async def _check_size(
         self, selected: Sequence[Selected], start: datetime, end: datetime
@@ -184,76 +203,3 @@ async def read(
 def clamped(at_us: int) -> datetime:
     """The instant, or the nearest that PostgreSQL and datetime can hold."""
     return clock.instant(min(max(at_us, 0), _LAST_US))
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """What is read of one layout. lower, upper: places of the array, from 1, both included."""
-
-    selected: Selected
-    lower: int
-    upper: int
-    spans: list[Span]
-
-    @property
-    def columns(self) -> Indexes:
-        """Which places of the slice are selected."""
-        return self.selected.positions - (self.lower - 1)
-
-
-def _wanted(selected: Selected) -> _Wanted:
-    positions = selected.positions
-    return _Wanted(selected, int(positions.min()) + 1, int(positions.max()) + 1, spans(positions))
-
-
-def _arguments(wanted: Sequence[_Wanted]) -> list[list[int]]:
-    """Those of SAMPLES after the range."""
-    every = [
-        (place, number, span)
-        for place, one in enumerate(wanted)
-        for number, span in enumerate(one.spans)
-    ]
-    return [
-        list(range(len(wanted))),
-        [one.selected.layout_id for one in wanted],
-        [one.lower for one in wanted],
-        [one.upper for one in wanted],
-        [place for place, _, _ in every],
-        [number for _, number, _ in every],
-        [wanted[place].selected.layout_id for place, _, _ in every],
-        [span.lower for _, _, span in every],
-        [span.upper for _, _, span in every],
-    ]
-
-
-def _blocks(
-    wanted: Sequence[_Wanted], rows: Sequence[Record], start_us: int, end_us: int
-) -> list[Block]:
-    """The rows of SAMPLES, one block per layout that has samples in start_us < at <= end_us."""
-    head: defaultdict[int, list[Piece]] = defaultdict(list)
-    hours: defaultdict[int, dict[datetime, SealedHour]] = defaultdict(dict)
-    for row in rows:
-        place = row["place"]
-        one = wanted[place]
-        if row["start"] is None:
-            width = one.upper - one.lower + 1
-            head[place].append(head_piece(row["at"], row["data"], width, one.columns))
-            continue
-        hour = hours[place].setdefault(row["start"], SealedHour(row["rows"], row["at"], []))
-        part = SealedSpan(one.spans[row["span"]], row["data"], row["before"], row["ends"])
-        hour.spans.append(part)
-    histories = [
-        History(
-            [hour for _, hour in sorted(hours[place].items())],
-            one.selected.width,
-            len(one.selected.columns),
-        )
-        for place, one in enumerate(wanted)
-    ]
-    found = []
-    for place, old in enumerate(sealed_pieces(histories)):
-        piece = joined(old, head[place])
-        made = block(wanted[place].selected.columns, piece, start_us, end_us)
-        if made is not None:
-            found.append(made)
-    return found

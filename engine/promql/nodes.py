@@ -1,6 +1,7 @@
 """The tree of a parsed expression: plain values that the evaluator of expressions walks."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from engine.promql.matchers import Matcher
@@ -33,10 +34,14 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class RangeSelector:
-    """A range selector: all samples of the last `range_us` microseconds."""
+    """A range selector: all samples of the last `range_us` microseconds.
+
+    column: what stands in for samples where a store has rollups only (rollups.py).
+    """
 
     selector: Selector
     range_us: int
+    column: str = "lasts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +139,19 @@ def parts(node: Node) -> tuple[Node, ...]:
             return (operand, selector)
         case _:
             return ()
+
+
+def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
+    """The node with `change` applied to the expressions that it is made of, selectors aside."""
+    match node:
+        case Negate(inner) | Subquery(inner) | Info(inner):
+            return replace(node, operand=change(inner))
+        case Aggregate(_, inner, _, _, parameter):
+            shared = None if parameter is None else change(parameter)
+            return replace(node, operand=change(inner), parameter=shared)
+        case Binary(_, left, right):
+            return replace(node, left=change(left), right=change(right))
+        case Call(_, arguments):
+            return replace(node, arguments=tuple(change(one) for one in arguments))
+        case _:
+            return node

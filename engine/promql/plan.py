@@ -12,19 +12,16 @@ from engine.promql.errors import QueryError, Unanswered
 from engine.promql.evaluation import Span, evaluate, samples_of, window_ends
 from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.nodes import (
-    Aggregate,
-    Binary,
-    Call,
-    Info,
     Kind,
-    Negate,
     Node,
     RangeSelector,
     Subquery,
+    rebuilt,
 )
 from engine.promql.parsing import kind, parse_tree
 from engine.promql.reading import Blocks, Select, bounds_of, selects_of
 from engine.promql.results import Matrix, Result, Scalar, matrix_of, vector_of
+from engine.promql.rollups import over_rollups
 from engine.promql.tables import Table, join_tables
 from schemas.values import ABSENT_BITS, STALE_BITS
 
@@ -51,6 +48,10 @@ class Query:
         """What must be read for steps from start to end (equal for an instant query)."""
         found = selects_of(self.tree, bounds_of(start_us, end_us, self.lookback_us))
         return list(dict.fromkeys(found))
+
+    def over_rollups(self) -> "Query":
+        """The same query, ready for a store that has rollups in place of some of the samples."""
+        return replace(self, tree=over_rollups(self.tree))
 
     def instant(self, at_us: int, blocks: Blocks, limits: Limits = DEFAULT_LIMITS) -> Result:
         """The answer at one instant. Raises Unanswered where the data forbids it."""
@@ -139,16 +140,7 @@ class Parser:
         return replace(query, tree=self._shared(query.tree))
 
     def _shared(self, node: Node) -> Node:
-        match node:
-            case Negate(inner) | Subquery(inner) | Info(inner):
-                node = replace(node, operand=self._shared(inner))
-            case Aggregate(_, inner, _, _, parameter):
-                shared = None if parameter is None else self._shared(parameter)
-                node = replace(node, operand=self._shared(inner), parameter=shared)
-            case Binary(_, left, right):
-                node = replace(node, left=self._shared(left), right=self._shared(right))
-            case Call(_, arguments):
-                node = replace(node, arguments=tuple(self._shared(one) for one in arguments))
+        node = rebuilt(node, self._shared)
         return self._nodes.setdefault(node, node)
 
 

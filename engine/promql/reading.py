@@ -25,6 +25,10 @@ class Select(NamedTuple):
     end_us: int
     newest: bool = False
     """Of each series only the newest sample at or before each step of the query counts."""
+    column: str = "lasts"
+    """What stands in for samples where the store has rollups only (rollups.py)."""
+    window_us: int = 0
+    """How far each step looks back."""
 
 
 class Blocks(Protocol):
@@ -69,13 +73,25 @@ def selects_of(node: Node, bounds: Bounds) -> Iterator[Select]:
 def select_newest(node: Selector, bounds: Bounds) -> Select:
     """What an instant selector reads."""
     start_us, end_us = _shifted(node, bounds)
-    return Select(node.matchers, start_us - bounds.lookback_us, end_us, newest=not bounds.nested)
+    return Select(
+        node.matchers,
+        start_us - bounds.lookback_us,
+        end_us,
+        newest=not bounds.nested,
+        window_us=bounds.lookback_us,
+    )
 
 
 def select_range(node: RangeSelector, bounds: Bounds) -> Select:
     """What a range selector reads."""
     start_us, end_us = _shifted(node.selector, bounds)
-    return Select(node.selector.matchers, start_us - node.range_us, end_us)
+    return Select(
+        node.selector.matchers,
+        start_us - node.range_us,
+        end_us,
+        column=node.column,
+        window_us=node.range_us,
+    )
 
 
 def within(node: Subquery, bounds: Bounds) -> Bounds:

@@ -14,7 +14,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from threading import Event
 from typing import Any, TypeVar
@@ -134,6 +134,7 @@ class Costs:
     """What an answer cost: what was read, and how long each phase took, in seconds."""
 
     reads: list[Read] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     @contextmanager
@@ -174,11 +175,11 @@ async def evaluate(
         async with asyncio.timeout(timeout / _SECOND), _timed(turns.turn(), costs, "queue"):
             begun = True
             with costs.phase("read"):
-                blocks = await _read(reader, settings, asked, costs)
+                ready, blocks = await _read(reader, settings, asked, costs)
 
             def work(check: Check) -> T:
                 with costs.phase("evaluate"):
-                    result = asked.answer(blocks, limits_of(settings, check))
+                    result = ready.answer(blocks, limits_of(settings, check))
                     blocks.clear()
                     check_size(result, settings.query_max_answer)
                 return present(result, costs, check)
@@ -234,18 +235,26 @@ def check_size(result: Result, most: int) -> None:
 
 async def _read(
     reader: Reader, settings: ApiSettings, asked: Asked, costs: Costs
-) -> dict[Select, list[Block]]:
-    """The blocks of every selector. Raises QueryError past the bounds on series and samples."""
+) -> tuple[Asked, dict[Select, list[Block]]]:
+    """The blocks of every selector, and what to ask of them: where rollups stand in for samples,
+    it is put in other terms. Raises QueryError past the bounds on series and samples."""
     blocks: dict[Select, list[Block]] = {}
     most = frames.Limits(settings.query_max_series, settings.query_max_samples)
     async with reader.snapshot(most) as snapshot:
-        for select in asked.query.selects(asked.start_us, asked.end_us):
+        selects = asked.query.selects(asked.start_us, asked.end_us)
+        if selects and await snapshot.lacks(min(one.start_us for one in selects)):
+            asked = replace(asked, query=asked.query.over_rollups())
+            selects = asked.query.selects(asked.start_us, asked.end_us)
+        for select in selects:
             began, before = time.perf_counter(), snapshot.samples.copy()
-            found = await snapshot.read(select.matchers, select.start_us, select.end_us)
+            found = await snapshot.read(
+                select.matchers, select.start_us, select.end_us, select.column, select.window_us
+            )
             tiers = snapshot.samples - before
             costs.reads.append(_read_of(select, found, tiers, time.perf_counter() - began))
             blocks[select] = found
-    return blocks
+        costs.notes += snapshot.notes
+    return asked, blocks
 
 
 def _read_of(

@@ -161,7 +161,7 @@ async def _answered(request: Request, state: State, given: Parameters, asked: As
             check()
             written.append(piece)
         written.append(b',"stats":' + _stats(costs) + b"}" if with_stats else b"}")
-        return success_pieces(written, warnings)
+        return success_pieces(written, warnings, costs.notes)
 
     return whole(await _evaluated(request, state, given, asked, present))
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from schemas.samples import SampleMessage
 from schemas.values import ABSENT, ABSENT_BITS, STALE
 from services import sealed
 from services.api import labels
-from services.clock import instant, now_us
+from services.clock import instant, now_us, rfc3339
 from services.database import Pool, open_pool
 from services.frames import Limits, Reader
 from services.ingest.batch import Layouts, Window, receive
+from services.ingest.days import roll_up_days
 from services.ingest.sealing import seal
 from services.ingest.store import Store
 from tests.builders import delivery, sample_message
@@ -330,3 +332,64 @@ async def test_a_cancelled_read_ends_on_the_server_too(any_pool: Pool) -> None:
             await reading
         assert not await reads_wait()
     assert len(await read(any_pool, EVERYTHING, T0, T0 + HOUR_US)) == 1
+
+
+DAY_US = 24 * HOUR_US
+
+
+async def answer(pool: Pool, text: str, start_us: int, end_us: int) -> tuple[list[Any], list[str]]:
+    """By series its values at steps of an hour; and what the reader is told of the answer."""
+    query = parse(text)
+    async with Reader(pool).snapshot() as snapshot:
+        if await snapshot.lacks(min(one.start_us for one in query.selects(start_us, end_us))):
+            query = query.over_rollups()
+        blocks = {
+            one: await snapshot.read(
+                one.matchers, one.start_us, one.end_us, one.column, one.window_us
+            )
+            for one in query.selects(start_us, end_us)
+        }
+    found = query.range(start_us, end_us, HOUR_US, blocks)
+    return [
+        (dict(labels), at.tolist(), values.tolist()) for labels, at, values in found.series()
+    ], list(snapshot.notes)
+
+
+async def test_where_samples_were_dropped_rollups_answer_and_say_so(pool: Pool) -> None:
+    first_us = now_us() // DAY_US * DAY_US - 5 * DAY_US
+    rows = [[float(n), float(n % 97)] for n in range(3 * 24 * 20)]
+    step_us = 3 * MINUTE_US
+    await store(pool, sample_message(*rows, at_us=first_us + 1, step_us=step_us))
+    await seal(pool, instant(now_us()), lambda text: None)
+    await roll_up_days(pool, instant(now_us()), lambda text: None)
+    asked = [
+        f"{name}_over_time(temperature[1h])"
+        for name in ("sum", "min", "max", "count", "avg", "last", "first", "present")
+    ]
+    range_ = first_us + HOUR_US, first_us + 3 * DAY_US
+    expected = [await answer(pool, text, *range_) for text in asked]
+    assert not any(notes for _, notes in expected)
+    increases = await answer(pool, 'increase(temperature{room="a"}[1h])', *range_)
+
+    for tier, days in (("raw", 2), ("5m", 1)):
+        floor_us = first_us + days * DAY_US
+        table = "blocks" if tier == "raw" else "rollups_5m"
+        await pool.execute(f"delete from {table} where start < $1", instant(floor_us))
+        await pool.execute(
+            "update retention set floor = $1 where tier = $2", instant(floor_us), tier
+        )
+    for text, (before, _) in zip(asked, expected, strict=True):
+        after, notes = await answer(pool, text, *range_)
+        assert [one[:2] for one in after] == [one[:2] for one in before], text
+        for one, other in zip(after, before, strict=True):
+            assert one[2] == pytest.approx(other[2], rel=1e-12), text
+        assert notes == [
+            f"answered from rollups of {name} before {rfc3339(first_us + days * DAY_US)}"
+            for name, days in (("1h", 1), ("5m", 2))
+        ]
+    (one,), _ = await answer(pool, 'increase(temperature{room="a"}[1h])', *range_)
+    assert one[1] == increases[0][0][1]
+    assert one[2] == pytest.approx(increases[0][0][2], rel=0.06)
+    recent, notes = await answer(pool, asked[0], range_[1] - HOUR_US, range_[1])
+    assert recent
+    assert notes == []

@@ -1,0 +1,98 @@
+"""Reading rollups in place of samples that retention has dropped."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from asyncpg import Record
+
+from services import clock
+from services.database import Connection
+from services.frame_pieces import Piece
+from services.rollup_pieces import ARRAYS, COARSE, FINE, Buckets, Tier, buckets_of, stand_in
+from services.sample_reading import Wanted
+
+NEVER_US = -(2**62)
+"""A floor below which nothing was dropped."""
+
+
+class Floors(NamedTuple):
+    """Up to where samples, and rollups of 5 minutes, were dropped: µs since 1970."""
+
+    raw_us: int = NEVER_US
+    fine_us: int = NEVER_US
+
+
+FLOORS = """
+select tier, (extract(epoch from floor) * 1000000)::bigint as floor_us
+from retention where isfinite(floor)
+"""
+
+
+async def read_floors(connection: Connection) -> Floors:
+    """What was dropped, as of the connection's snapshot."""
+    known = {row["tier"]: row["floor_us"] for row in await connection.fetch(FLOORS)}
+    raw_us = known.get("raw", NEVER_US)
+    return Floors(raw_us, min(raw_us, known.get("5m", NEVER_US)))
+
+
+class Part(NamedTuple):
+    """A tier, and the range start_us < bucket's end <= end_us for which it answers."""
+
+    tier: Tier
+    start_us: int
+    end_us: int
+
+
+def parts_of(floors: Floors, start_us: int, end_us: int) -> list[Part]:
+    """Which tiers answer for what of a range, the oldest first; samples answer for the rest."""
+    fine = Part(FINE, max(start_us, floors.fine_us), min(end_us, floors.raw_us))
+    coarse = Part(COARSE, start_us, min(end_us, floors.fine_us))
+    return [one for one in (coarse, fine) if one.start_us < one.end_us]
+
+
+async def read_rows(
+    connection: Connection, part: Part, column: str, wanted: Sequence[Wanted]
+) -> list[Record]:
+    """Rows of a tier: place in `wanted`, start in µs, counts, and the arrays of `column`."""
+    buckets = part.tier.buckets
+    arrays = ", ".join(
+        f"array_send({name}[(lower - 1) * {buckets} + 1 : upper * {buckets}])"
+        for name in ("counts", *ARRAYS[column])
+    )
+    return await connection.fetch(
+        f"""select place, (extract(epoch from start) * 1000000)::bigint as start_us, {arrays}
+            from unnest($3::integer[], $4::integer[], $5::integer[], $6::integer[])
+                as wanted (place, layout_id, lower, upper)
+            join {part.tier.table} using (layout_id)
+            where start > $1 and start < $2""",
+        clock.instant(part.start_us - part.tier.row_us),
+        clock.instant(part.end_us),
+        list(range(len(wanted))),
+        [one.selected.layout_id for one in wanted],
+        [one.lower for one in wanted],
+        [one.upper for one in wanted],
+    )
+
+
+def pieces_of(
+    read: Sequence[tuple[Part, Sequence[Record]]],
+    column: str,
+    window_us: int,
+    wanted: Sequence[Wanted],
+) -> dict[int, Piece]:
+    """By place in `wanted` what stands in for the samples, where there are rollups."""
+    tiers: defaultdict[int, list[Buckets]] = defaultdict(list)
+    for part, rows in read:
+        of_place: defaultdict[int, list[Record]] = defaultdict(list)
+        for row in rows:
+            of_place[row["place"]].append(row)
+        for place, some in of_place.items():
+            one = wanted[place]
+            arrays = [tuple(row)[2:] for row in some]
+            starts = [row["start_us"] for row in some]
+            width = one.upper - one.lower + 1
+            tiers[place].append(
+                buckets_of(part.tier, part.end_us, starts, arrays, width, one.positions)
+            )
+    return {place: stand_in(column, some, window_us) for place, some in tiers.items()}
