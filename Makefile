@@ -71,7 +71,7 @@ check: $(VENV)/dev.stamp web/node_modules/.stamp ## lint, format, types and impo
 	$(NPM) run --silent check
 
 .PHONY: bench
-bench: $(VENV)/dev.stamp ## measure processor time per sample, on RabbitMQ and PostgreSQL
+bench: $(VENV)/dev.stamp ## measure what samples and queries cost, beside others (half an hour)
 	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: lock

@@ -61,6 +61,7 @@ class Sized(NamedTuple):
     api: Server
     question: Question
     end_s: float
+    empty_bytes: int
 
 
 async def measure(stack: Stack, say: Say, options: Options) -> list[Figure]:
@@ -89,11 +90,12 @@ async def stored(stack: Stack, say: Say, size: Size, options: Options) -> AsyncI
         whole.replay, whole.hosts, whole.ticks * size.factor // FACTORS[-1]
     )
     async with ours(stack) as store:
+        empty_bytes = await _raw_bytes(store)
         await store.fill(history, say)
         await store.seal(history)
         question = Question("query_range", '{instance="host-00000",slot="one"}', 1, "1h")
         async with opened(stack, store, STORED_SERIES, options.runs) as (loaded, api):
-            yield Sized(size, store, loaded, api, question, history.end_ms / 1000)
+            yield Sized(size, store, loaded, api, question, history.end_ms / 1000, empty_bytes)
 
 
 @asynccontextmanager
@@ -106,7 +108,7 @@ async def many_series(stack: Stack, say: Say, size: Size, options: Options) -> A
         matchers = ",".join(f'{name}="{value}"' for name, value in labels.items())
         question = Question("query_range", f"{one.name}{{{matchers}}}", 1, "1h")
         say(f"{BENCH}: {series} series")
-        yield Sized(size, store, loaded, api, question, newest_ms(loaded.load, options) / 1000)
+        yield Sized(size, store, loaded, api, question, newest_ms(loaded.load, options) / 1000, 0)
 
 
 @asynccontextmanager
@@ -144,17 +146,21 @@ async def _measured(opened: Sequence[Sized], say: Say, runs: int) -> list[Figure
     """The figures of an axis: each size's, and how much they grow."""
     found: dict[str, dict[Size, tuple[float, ...]]] = {}
     if opened[0].size.axis == "stored":
-        found["bytes_per_sample"] = {one.size: (await _bytes(one.store),) for one in opened}
+        found["bytes_per_sample"] = {one.size: (await _bytes(one),) for one in opened}
     found["server_cpu_us_per_sample"] = await _ingest(opened, say, runs)
     found["query_cpu"] = await _query(opened, runs)
     return [one for name, by_size in found.items() for one in figures_of(name, by_size)]
 
 
-async def _bytes(store: Ours) -> float:
-    """Of a stored sample, rollups apart."""
+async def _bytes(one: Sized) -> float:
+    """Of a stored sample, rollups and empty tables apart."""
+    stored: int = await one.store.connection.fetchval("select sum(samples)::bigint from agents")
+    return (await _raw_bytes(one.store) - one.empty_bytes) / stored
+
+
+async def _raw_bytes(store: Ours) -> int:
     parts, _ = await sizes(store)
-    stored: int = await store.connection.fetchval("select sum(samples)::bigint from agents")
-    return sum(parts[part] for part in RAW) / stored
+    return sum(parts[part] for part in RAW)
 
 
 async def _ingest(opened: Sequence[Sized], say: Say, runs: int) -> dict[Size, tuple[float, ...]]:

@@ -50,6 +50,7 @@ AGE_MS = HEAD_AGE // timedelta(milliseconds=1) + HOUR_MS
 """How old the newest sample is at least: its hour is closed, and the head's partition dropped."""
 
 AT_ONCE = 16
+SENDERS = 4
 TIMEOUT_S = 1800.0
 POLL_S = 0.2
 START_TIMEOUT_S = 60.0
@@ -252,12 +253,15 @@ async def fill_peer(system: str, server: PeerServer, history: History, say: Say)
 
 def _send(system: str, server: PeerServer, history: History, shown: Progress) -> None:
     kind, headers = FORMS[PEERS[system].form]
-    encoder, sender = kind(), Sender(server.write_url, headers)
+    encoder = kind()
 
     def post(host: int, first: int, count: int) -> None:
         sender.post(encoder.body(history.source(host), history.pieces(host, first, count)))
 
-    with ThreadPoolExecutor(4, thread_name_prefix="sender") as pool:
+    with (
+        Sender(server.write_url, headers) as sender,
+        ThreadPoolExecutor(SENDERS, thread_name_prefix="sender") as pool,
+    ):
         for first, count in history.rounds():
             for done in [pool.submit(post, h, first, count) for h in range(history.hosts)]:
                 done.result()

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 from urllib.parse import urlsplit
 
 from bench.figures import Failed
@@ -28,11 +29,14 @@ FORMS: Mapping[str, tuple[type[RemoteWrite] | type[Lines], Mapping[str, str]]] =
 
 def main(form: str, url: str, load: Load) -> None:
     kind, headers = FORMS[form]
-    encoder, sender = kind(), Sender(url, headers)
+    encoder = kind()
     # A host's requests stay in order: Prometheus takes no late samples.
     connections = min(CONNECTIONS, load.hosts)
     made = 0
-    with ThreadPoolExecutor(connections, thread_name_prefix="sender") as pool:
+    with (
+        Sender(url, headers) as sender,
+        ThreadPoolExecutor(connections, thread_name_prefix="sender") as pool,
+    ):
         while line := sys.stdin.readline():
             queues: list[list[bytes]] = [[] for _ in range(connections)]
             for number in range(made, made + int(line)):
@@ -47,7 +51,7 @@ def main(form: str, url: str, load: Load) -> None:
 
 
 class Sender:
-    """Sends requests, over a connection in each thread that does."""
+    """Sends requests, over a connection in each thread that does; closed with the block."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
@@ -55,11 +59,20 @@ class Sender:
         self._target = parts._replace(scheme="", netloc="").geturl()
         self._headers = dict(headers)
         self._own = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._connections:
+            connection.close()
 
     def post(self, body: bytes) -> None:
         """Raises Failed for a request that is not taken whole."""
         if not hasattr(self._own, "connection"):
             self._own.connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)
+            self._connections.append(self._own.connection)
         connection: http.client.HTTPConnection = self._own.connection
         connection.request("POST", self._target, body, self._headers)
         answer = connection.getresponse()
