@@ -1,6 +1,7 @@
-"""Benchmarks: what Vervet costs, measured on the real servers that tests/stack starts.
+"""Benchmarks: what Vervet costs, beside others, on the real servers that tests/stack starts.
 
-`ingest` and `agent` measure; `pipeline` and `product` are what they measure, `hosts` and
-`publisher` make the load; `processes` reads what the kernel counted, `figures` keeps and shows it.
-Nothing here is imported by the product.
+`ingest`, `disk`, `query`, `promql`, `growth` and `agent` measure. `pipeline`, `peers`, `history`
+and `product` are what they measure; `recording`, `replay`, `hosts` and `wire` make the samples,
+`publisher` and `requester` send them; `processes` reads what the kernel counted, `figures` and
+`plot` keep and show it; `record` is a command of its own. Nothing here is imported by the product.
 """

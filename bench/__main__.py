@@ -10,12 +10,14 @@ import platform
 import re
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import agent, disk, growth, ingest, query
+from bench import agent, disk, growth, ingest, promql, query
 from bench.figures import LATEST, Failed, Figure, Options, keep, table
 from services.telemetry import configure_logging
 from tests.stack.choice import STACK_VARIABLE, Unavailable, asked_for, refusal
@@ -29,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Stack, Say, Options], Coroutine[Any, Any, list[F
     ingest.BENCH: ingest.measure,
     disk.BENCH: disk.measure,
     query.BENCH: query.measure,
+    promql.BENCH: promql.measure,
     growth.BENCH: growth.measure,
     agent.BENCH: agent.measure,
 }
@@ -48,21 +51,36 @@ def main() -> int:
     configure_logging("warning", "text")
     stack = Stack(environment(), _say, DURABLE_SETTINGS)
     figures: list[Figure] = []
+    failed = 0
     try:
         for name in options.names or BENCHMARKS:
-            figures += asyncio.run(BENCHMARKS[name](stack, _say, asked))
-            figures.append(_machine(name, stack))
-    except (Failed, Unavailable) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+            measured = _measured(name, stack, asked)
+            failed += not measured
+            keep(measured)
+            figures += measured
     except KeyboardInterrupt:
         return 130
     finally:
         stack.close()
-    keep(figures)
     print(table(figures))
     print(f"\nkept in {LATEST}")
-    return 0
+    return min(failed, 1)
+
+
+def _measured(name: str, stack: Stack, asked: Options) -> list[Figure]:
+    """The figures of one benchmark; none where it failed, which takes nothing from the others."""
+    began = time.monotonic()
+    try:
+        figures = asyncio.run(BENCHMARKS[name](stack, _say, asked))
+    except (Failed, Unavailable) as error:
+        _say(f"bench: {name}: {error}")
+        return []
+    except Exception:
+        _say(f"bench: {name}:\n{traceback.format_exc()}")
+        return []
+    lasted_s = time.monotonic() - began
+    _say(f"{name}: took {lasted_s:.0f} s")
+    return [*figures, _machine(name, stack, lasted_s)]
 
 
 def environment() -> dict[str, str]:
@@ -78,7 +96,7 @@ def environment() -> dict[str, str]:
     return environ
 
 
-def _machine(name: str, stack: Stack) -> Figure:
+def _machine(name: str, stack: Stack, lasted_s: float) -> Figure:
     """What the figures were found on: another machine's can't be compared with them."""
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     about = {
@@ -86,6 +104,7 @@ def _machine(name: str, stack: Stack) -> Figure:
         "python": platform.python_version(),
         "servers": "; ".join(line.partition(",")[0] for line in stack.started),
         "commit": _commit(),
+        "lasted_s": round(lasted_s),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return Figure(name, "machine", "cores", (os.cpu_count() or 1,), "cores", about)
