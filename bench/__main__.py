@@ -75,7 +75,7 @@ def _measured(name: str, stack: Stack, asked: Options) -> list[Figure]:
     except (Failed, Unavailable) as error:
         _say(f"bench: {name}: {error}")
         return []
-    except Exception:
+    except Exception:  # noqa: BLE001  (whatever it is, the others go on)
         _say(f"bench: {name}:\n{traceback.format_exc()}")
         return []
     lasted_s = time.monotonic() - began
