@@ -74,12 +74,16 @@ class Progress:
 
     def __init__(self, most: timedelta) -> None:
         self.text = ""
+        self.lag: timedelta | None = None
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + most.total_seconds()
 
-    def __call__(self, text: str) -> None:
-        """Shows `text`, such as "412 of 9000 layout hours". Raises OutOfTime, to be let through."""
-        self.text = text
+    def __call__(self, text: str, lag: timedelta | None = None) -> None:
+        """Shows `text`, such as "412 of 9000 layout hours". Raises OutOfTime, to be let through.
+
+        lag: the age of the oldest work that is left if the run ends here.
+        """
+        self.text, self.lag = text, lag
         if self._loop.time() >= self._until:
             raise OutOfTime
 
@@ -150,8 +154,9 @@ async def run_jobs(url: str, jobs: Sequence[Job]) -> None:
                     log.info("runs the jobs from now on", owner=owner)
                     await Scheduler(connection, pool, jobs, owner).run()
             except* ERRORS as group:
-                reason = describe(group.exceptions[0])
-                log.warning("the lock on the jobs is lost or not to be had", reason=reason)
+                if attempt == 0:
+                    reason = describe(group.exceptions[0])
+                    log.warning("the lock on the jobs is lost or not to be had", reason=reason)
             finally:
                 for gauge in (LAST_SUCCESS, DURATION, LAG):
                     gauge.clear()
@@ -256,7 +261,7 @@ class Scheduler:
             async with asyncio.timeout(job.most.total_seconds() + GRACE_S):
                 return Outcome("success", await job.run(self._pool, now, progress))
         except OutOfTime:
-            return Outcome("unfinished")
+            return Outcome("unfinished", progress.lag)
         except ERRORS as error:
             log.warning("a job failed; it will be tried again", job=job.name, exc_info=error)
             return Outcome("error", error=describe(error))

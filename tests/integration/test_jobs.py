@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
+from services.bus_rabbit import rabbit_bus
 from services.database import Pool, open_pool
 from services.ingest import jobs
 from services.ingest.jobs import Job, Progress, Run, run_jobs
-from tests.processes import eventually
+from services.migrate import prepare
+from tests.processes import Running, eventually, vervet
 
 DAY, MINUTE, NONE = timedelta(days=1), timedelta(minutes=1), timedelta(0)
 
@@ -125,6 +128,18 @@ async def test_a_job_out_of_time_gives_way_to_others_and_goes_on(plain_database_
     assert metric("vervet_job_runs_total", job="b", result="unfinished") == 2
 
 
+async def test_a_run_out_of_time_tells_how_old_what_it_left_is(plain_database_url: str) -> None:
+    async def run(_: Pool, __: datetime, progress: Progress) -> timedelta:
+        progress("more is left", timedelta(seconds=70))
+        return NONE
+
+    async with asyncio.TaskGroup() as group:
+        work = run_jobs(plain_database_url, [job(run, "late", most=NONE)])
+        scheduler = group.create_task(work)
+        await until(lambda: metric("vervet_job_lag_seconds", job="late") == 70)
+        scheduler.cancel()
+
+
 async def test_a_job_runs_when_it_is_asked_for(plain_database_url: str, pool: Pool) -> None:
     runs = 0
 
@@ -203,3 +218,29 @@ async def test_the_server_ends_the_session_of_a_worker_that_freezes(
         jobs.holding_lock(plain_database_url) as next_holder,
     ):
         assert await next_holder.fetchval("select true")
+
+
+async def test_when_a_worker_is_killed_another_one_runs_the_jobs(
+    broker_url: str, database_url: str, tmp_path: Path
+) -> None:
+    environ = {"broker_url": broker_url, "database_url": database_url}
+    async with rabbit_bus(broker_url, name="test") as bus:
+        await prepare(database_url, bus)
+    async with (
+        open_pool(database_url) as pool,
+        vervet("ingest", log=tmp_path / "first", **environ) as first,
+        vervet("ingest", log=tmp_path / "second", **environ) as second,
+    ):
+
+        async def runs_it(worker: Running) -> bool:
+            owner = await pool.fetchval("select owner from jobs where name = 'head'")
+            return bool(owner) and owner.endswith(f"/{worker.process.pid}")
+
+        async def one_does() -> bool:
+            return await runs_it(first) or await runs_it(second)
+
+        await eventually(one_does, first.text)
+        holder, other = (first, second) if await runs_it(first) else (second, first)
+        holder.kill()
+        await pool.execute("update jobs set requested_at = now()")
+        await eventually(lambda: runs_it(other), other.text)
