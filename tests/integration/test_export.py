@@ -180,6 +180,16 @@ async def test_instances_are_exported_some_at_a_time(
     assert sorted(exposed(text)) == [(name, START_US, 1.0) for name in names]
 
 
+async def test_names_of_instances_may_be_long(
+    pool: Pool, database_url: str, tmp_path: Path
+) -> None:
+    names = [f"{number}{'.' * 700}" for number in range(5)]
+    messages = [sample_message([1.0], instance=name, at_us=START_US, series=LOAD) for name in names]
+    await store(pool, *messages)
+    text = await exported(database_url, "load", tmp_path / "out")
+    assert sorted(exposed(text)) == [(name, START_US, 1.0) for name in names]
+
+
 async def test_csv_has_a_row_per_sample_and_a_column_per_label(
     pool: Pool, database_url: str, tmp_path: Path
 ) -> None:
