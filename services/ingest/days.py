@@ -62,7 +62,7 @@ async def roll_up_days(pool: Pool, now: datetime, progress: Progress) -> timedel
     """The job: computes the closed days that are marked; nothing is left when it returns."""
     done = 0
     async for width, days in _batches(pool, now - DAY_AFTER - DAY):
-        progress(f"{done} days of layouts rolled up")
+        progress(f"{done} days of layouts rolled up", now - instant(days[0][1]))
         await _roll_up(pool, width, days)
         done += len(days)
     progress(f"{done} days of layouts rolled up")

@@ -162,15 +162,21 @@ async def seal(pool: Pool, now: datetime, progress: Progress) -> timedelta:
     horizon_us = microseconds(now - SEAL_AFTER) // HOUR_US * HOUR_US
     left: dict[Key, str] = {}
     hours = samples = 0
+
+    def age(starts: Iterable[int]) -> timedelta:
+        return max((now - instant(start_us) for start_us in starts), default=timedelta(0))
+
     for day_us in sorted(microseconds(day) for (day,) in await pool.fetch("select frames_days()")):
         async for batch in _batches(pool, day_us, min(day_us + DAY_US, horizon_us + 1)):
-            progress(f"{instant(day_us):%Y-%m-%d}: {hours} hours, {samples} samples sealed")
+            # Of what is left the batch is not the oldest, but nearly: days are in order.
+            lag = age([start_us for _, start_us in left] + [one.start_us for one in batch])
+            progress(f"{instant(day_us):%Y-%m-%d}: {hours} hours, {samples} samples sealed", lag)
             hours += len(batch)
             samples += await _seal_all(pool, batch, left)
     progress(f"{hours} hours, {samples} samples sealed")
     for key, reason in left.items():
         log.error("cannot be sealed", layout_id=key[0], start=str(instant(key[1])), reason=reason)
-    return max((now - instant(start_us) for _, start_us in left), default=timedelta(0))
+    return age(start_us for _, start_us in left)
 
 
 async def _batches(pool: Pool, from_us: int, until_us: int) -> AsyncIterator[list[Due]]:

@@ -473,13 +473,15 @@ async def test_out_of_time_it_keeps_what_it_sealed_and_goes_on_later(
     before = await head(pool)
 
     class Short(Progress):
-        def __call__(self, text: str) -> None:
-            super().__call__(text)
+        def __call__(self, text: str, lag: timedelta | None = None) -> None:
+            super().__call__(text, lag)
             if text.startswith(f"{instant(DAY):%Y-%m-%d}: 1 hours"):
                 raise OutOfTime
 
+    short = Short(timedelta(minutes=1))
     with pytest.raises(OutOfTime):
-        await seal(pool, LATER, Short(timedelta(minutes=1)))
+        await seal(pool, LATER, short)
+    assert short.lag == LATER - instant(DAY + HOUR_US)
     assert len(await blocks(pool)) == 120
     assert await blocks(pool) | await head(pool) == before
     await seal(pool, LATER, progress())
