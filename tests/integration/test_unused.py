@@ -160,3 +160,5 @@ async def test_no_row_is_written_of_a_layout_that_is_collected(pool: Pool) -> No
         "select (select 2 * count(*) from frames), (select count(*) from samples)"
     )
     assert rows == readable
+    unfound = "select count(*) from layouts where id not in (select layout_id from layout_shapes)"
+    assert await pool.fetchval(unfound) == 0
