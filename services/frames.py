@@ -45,15 +45,17 @@ ASSUMED_ROWS_PER_S = 1.0
 _DAY_US = 86_400_000_000
 _LAST_US = clock.microseconds(datetime(9999, 1, 1, tzinfo=UTC))
 
-# What to do is known: few keys, looked up in indexes. A plan made from statistics, which a new
-# partition lacks, may read all of it; and planning takes longer than reading.
-BEGIN = """
-begin isolation level repeatable read, read only;
-set local plan_cache_mode = force_generic_plan;
-set local enable_seqscan = off;
-set local enable_hashjoin = off;
-set local enable_mergejoin = off;
-"""
+PLANS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""Settings for a pool's connections that are read through. What to do is known: few keys, looked up
+in indexes. A plan made from statistics, which a new partition lacks, may read all of it; and
+planning takes longer than reading."""
+
+BEGIN = "begin isolation level repeatable read, read only"
 
 
 class Reader:
@@ -64,14 +66,21 @@ class Reader:
         self._catalogue = Catalogue()
 
     @asynccontextmanager
-    async def snapshot(self, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator["Snapshot"]:
-        """All that is read in it is of one instant, whatever is stored or sealed meanwhile."""
+    async def snapshot(
+        self, limits: Limits = DEFAULT_LIMITS, *, alone: bool = False
+    ) -> AsyncIterator["Snapshot"]:
+        """All that is read in it is of one instant, whatever is stored or sealed meanwhile.
+
+        alone: there is one read only, which needs no transaction to be that.
+        """
         async with self._pool.acquire() as connection:
+            snapshot = Snapshot(connection, self._catalogue, limits)
             try:
-                await connection.execute(BEGIN)
-                yield Snapshot(connection, self._catalogue, limits)
+                if not alone:
+                    await snapshot.begin()
+                yield snapshot
             finally:
-                if not connection.is_closed():
+                if snapshot.begun and not connection.is_closed():
                     await connection.execute("rollback")
 
 
@@ -81,6 +90,7 @@ class Snapshot:
     def __init__(self, connection: Connection, catalogue: Catalogue, limits: Limits) -> None:
         self.connection = connection
         self.catalogue = catalogue
+        self.begun = False
         self._limits = limits
         self.samples = Counter[str]()
         """Values read so far, absent ones included, by where they were stored: head, sealed,
@@ -88,6 +98,12 @@ class Snapshot:
         self.notes: dict[str, None] = {}
         """What the reader of an answer should know, in the order in which it was found."""
         self._known_floors: Floors | None = None
+
+    async def begin(self) -> None:
+        """From here on nothing changes. Does nothing where it was done."""
+        if not self.begun:
+            self.begun = True
+            await self.connection.execute(BEGIN)
 
     async def lacks(self, start_us: int) -> bool:
         """Whether samples after an instant were dropped, so that rollups stand in for them."""
@@ -165,6 +181,7 @@ class Snapshot:
         """What was dropped; today's samples never are."""
         if start_us >= clock.now_us() // _DAY_US * _DAY_US:
             return Floors()
+        await self.begin()
         if self._known_floors is None:
             self._known_floors = await read_floors(self.connection)
         return self._known_floors

@@ -240,8 +240,8 @@ async def _read(
     it is put in other terms. Raises QueryError past the bounds on series and samples."""
     blocks: dict[Select, list[Block]] = {}
     most = frames.Limits(settings.query_max_series, settings.query_max_samples)
-    async with reader.snapshot(most) as snapshot:
-        selects = asked.query.selects(asked.start_us, asked.end_us)
+    selects = asked.query.selects(asked.start_us, asked.end_us)
+    async with reader.snapshot(most, alone=len(selects) < 2) as snapshot:
         if selects and await snapshot.lacks(min(one.start_us for one in selects)):
             asked = replace(asked, query=asked.query.over_rollups())
             selects = asked.query.selects(asked.start_us, asked.end_us)

@@ -15,7 +15,7 @@ from services.api.settings import ApiSettings
 from services.api.state import State
 from services.api.stream import Hub
 from services.database import open_pool, wait_for_schema
-from services.frames import Reader
+from services.frames import PLANS, Reader
 from services.runtime import Context, Health, bind, unless_stopping, wait_for_topology
 
 NEEDS = Topology(exchanges=(Exchange(SAMPLES, "topic"), Exchange(ALERTS, "topic")))
@@ -41,7 +41,7 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
     hub = Hub(context.bus)
     listener = bind(settings.listen)
     async with (
-        open_pool(url, size=settings.database_pool_size, read_only=True) as pool,
+        open_pool(url, size=settings.database_pool_size, read_only=True, settings=PLANS) as pool,
         asyncio.TaskGroup() as group,
         contextlib.AsyncExitStack() as stack,
     ):

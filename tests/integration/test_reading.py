@@ -21,6 +21,7 @@ from services.database import Pool, open_pool
 from services.frames import Limits, Reader
 from services.ingest.batch import Layouts, Window, receive
 from services.ingest.days import roll_up_days
+from services.ingest.jobs import Progress
 from services.ingest.sealing import seal
 from services.ingest.store import Store
 from tests.builders import delivery, sample_message
@@ -55,7 +56,9 @@ async def store(pool: Pool, *messages: SampleMessage) -> None:
 
 async def seal_until(pool: Pool, end_us: int) -> None:
     """Seals the hours that ended up to then."""
-    await seal(pool, instant(end_us) + timedelta(hours=1, seconds=1), lambda text: None)
+    await seal(
+        pool, instant(end_us) + timedelta(hours=1, seconds=1), Progress(timedelta(minutes=1))
+    )
 
 
 async def read(pool: Pool, matchers: Sequence[Matcher], start_us: int, end_us: int) -> list[Block]:
@@ -360,8 +363,8 @@ async def test_where_samples_were_dropped_rollups_answer_and_say_so(pool: Pool) 
     rows = [[float(n), float(n % 97)] for n in range(3 * 24 * 20)]
     step_us = 3 * MINUTE_US
     await store(pool, sample_message(*rows, at_us=first_us + 1, step_us=step_us))
-    await seal(pool, instant(now_us()), lambda text: None)
-    await roll_up_days(pool, instant(now_us()), lambda text: None)
+    await seal(pool, instant(now_us()), Progress(timedelta(minutes=1)))
+    await roll_up_days(pool, instant(now_us()), Progress(timedelta(minutes=1)))
     asked = [
         f"{name}_over_time(temperature[1h])"
         for name in ("sum", "min", "max", "count", "avg", "last", "first", "present")
