@@ -2,18 +2,15 @@
 
 A column becomes integers (what the exporter counted, where the decimals give that away), then what
 a simple prediction leaves of them, then planes of bytes; the columns of a group share a zstd frame.
-docs/adr/0007-sealed-blocks.md describes the format and why it is so.
+services/unsealing.py reads it; docs/adr/0007-sealed-blocks.md says why it is so.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-
-from schemas.errors import Invalid
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -83,9 +80,6 @@ COLUMN = np.dtype(
 )
 EXCEPTION = np.dtype([("gap", "<u4"), ("bits", "<i8")])
 """A cell that keeps its bits; gap: cells since the last such one, column after column."""
-
-SIGNED = np.array([folded >> 1 ^ -(folded & 1) for folded in range(256)])
-_POSITIVE = 2**63 - 1
 
 
 class Sealed(NamedTuple):
@@ -251,101 +245,3 @@ def _packed(bits: Integers, modelled: _Modelled) -> Iterator[bytes]:
 
 def _shuffled(records: NDArray[np.void]) -> bytes:
     return records.view(np.uint8).reshape(len(records), records.itemsize).T.tobytes()
-
-
-def unseal_instants(at: bytes, rows: int) -> Integers:
-    """The instants (rows,), µs. Raises Invalid for what `seal` did not make."""
-    instants: Integers = _unsealed(at, rows, 1, None).view(np.int64)[0]
-    return instants
-
-
-def unseal_group(data: bytes, rows: int, columns: int, only: Sequence[int] | None = None) -> Floats:
-    """The values (rows, columns) of one group, a column contiguous in memory; or of some columns.
-
-    Raises Invalid for what `seal` did not make.
-    """
-    return _unsealed(data, rows, columns, only).T
-
-
-def _unsealed(data: bytes, rows: int, count: int, only: Sequence[int] | None) -> Floats:
-    """Columns (chosen, rows) of a group of `count`."""
-    content = _content(data, rows, count)
-    columns, content = _unshuffled(content, count * COLUMN.itemsize, COLUMN)
-    ends = [width * (rows - 1) for width in columns["width"].tolist()]
-    ends = list(accumulate(ends, initial=0))
-    exceptions, _ = _unshuffled(content[ends[-1] :], content.size - ends[-1], EXCEPTION)
-    chosen = range(count) if only is None else only
-    values = np.empty((len(chosen), rows))
-    fields = columns.tolist()
-    for index, column in enumerate(chosen):
-        _restore(fields[column], content[ends[column] : ends[column + 1]], values[index])
-    if exceptions.size:
-        places = np.cumsum(exceptions["gap"], dtype=np.int64)
-        if places[-1] >= count * rows:
-            raise Invalid("sealed block: cells that cannot be")
-        index_of = np.full(count, -1)
-        index_of[chosen] = np.arange(len(chosen))
-        indexes = index_of[places // rows]
-        here = indexes >= 0
-        values.view(np.int64)[indexes[here], places[here] % rows] = exceptions["bits"][here]
-    return values
-
-
-def _content(data: bytes, rows: int, columns: int) -> Bytes:
-    """What is in the zstd frame, of no more bytes than such a group can have."""
-    if not 0 < rows <= MAX_ROWS or not 0 < columns <= GROUP:
-        raise Invalid(f"sealed block: {rows} rows of {columns} columns")
-    if data[:1] != VERSION:
-        raise Invalid(f"sealed block: version {data[:1].hex() or 'missing'}; expected 01")
-    frame = data[1:]
-    most = columns * (COLUMN.itemsize + rows * (8 + EXCEPTION.itemsize))
-    try:
-        if not 0 <= zstandard.get_frame_parameters(frame).content_size <= most:
-            raise Invalid("sealed block: more bytes than its cells can take")
-        return np.frombuffer(zstandard.ZstdDecompressor().decompress(frame), np.uint8)
-    except zstandard.ZstdError as error:
-        raise Invalid(f"sealed block: {error}") from error
-
-
-def _unshuffled(data: Bytes, size: int, dtype: np.dtype[np.void]) -> tuple[Any, Bytes]:
-    """The records in the first `size` bytes, and the bytes that follow."""
-    if not 0 <= size <= data.size or size % dtype.itemsize:
-        raise Invalid("sealed block: cut short")
-    records = np.ascontiguousarray(data[:size].reshape(dtype.itemsize, -1).T)
-    return records.view(dtype)[:, 0], data[size:]
-
-
-def _restore(column: tuple[int, ...], planes: Bytes, values: Floats) -> None:
-    """Writes to `values` (rows,) what a column's fields and planes stand for, exceptions aside."""
-    scale, prediction, width, first, divisor, base = column
-    if width > 8 or (scale >= len(SCALES) and scale < BITS):
-        raise Invalid("sealed block: a column that cannot be")
-    integers = values.view(np.int64)
-    integers[:] = first
-    if scale == CONSTANT:
-        return
-    rest = _unfolded(planes, width, values.size - 1)
-    if base:
-        rest += base
-    if prediction != LEVEL:
-        np.cumsum(rest, out=rest)
-    if divisor != 1:
-        rest *= divisor
-    integers[1:] += rest
-    if scale != BITS:
-        _, times, by, again = SCALES[scale]
-        values[:] = integers
-        for factor, apply in ((times, np.multiply), (by, np.divide), (again, np.divide)):
-            if factor != 1.0:
-                apply(values, factor, out=values)
-
-
-def _unfolded(planes: Bytes, width: int, size: int) -> Integers:
-    """The signed integers (size,) of planes of bytes, the lowest first."""
-    if width == 1:
-        return SIGNED[planes]
-    cells = np.zeros((size, 8), np.uint8)
-    cells[:, :width] = planes.reshape(width, size).T
-    folded = cells.view(np.int64)[:, 0]
-    odd = folded & 1
-    return ((folded >> 1) & _POSITIVE) ^ -odd

@@ -1,6 +1,6 @@
 """Many groups of sealed columns read at once: what a group costs alone is shared by all.
 
-The format is that of services/sealed.py, which also reads a group alone.
+The format is that of services/sealed.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,6 @@ from services.sealed import (
     LEVEL,
     MAX_ROWS,
     SCALES,
-    SIGNED,
     VERSION,
     Bytes,
     Floats,
@@ -33,6 +32,7 @@ CELLS_AT_ONCE = 1 << 18
 
 _FACTORS = np.array([scale[1:] for scale in SCALES])
 _WIDTHS = 9
+_SIGNED = np.array([folded >> 1 ^ -(folded & 1) for folded in range(256)])
 
 
 class Group(NamedTuple):
@@ -62,6 +62,18 @@ def unseal_groups(groups: Sequence[Group]) -> Iterator[tuple[int, Floats]]:
             contents = [_content(groups[one].data, rows, columns, decompressor) for one in some]
             only = [groups[one].only for one in some]
             yield from zip(some, _restored(contents, rows, columns, only), strict=True)
+
+
+def unseal_group(data: bytes, rows: int, columns: int) -> Floats:
+    """All values (rows, columns) of one group, a column contiguous in memory. Raises Invalid."""
+    ((_, values),) = unseal_groups([Group(data, rows, columns, range(columns))])
+    return values.T
+
+
+def unseal_instants(at: bytes, rows: int) -> Integers:
+    """The instants (rows,) of a block, µs. Raises Invalid."""
+    instants: Integers = unseal_group(at, rows, 1).view(np.int64)[:, 0]
+    return instants
 
 
 def _content(
@@ -157,7 +169,7 @@ def _unfolded(planes: Bytes) -> Integers:
     """Signed integers (columns, size) out of planes (columns, width, size), the lowest first."""
     columns, width, size = planes.shape
     if width == 1:
-        return SIGNED[planes[:, 0]]
+        return _SIGNED[planes[:, 0]]
     cells = np.zeros((columns, size, 8), np.uint8)
     cells[:, :, :width] = planes.swapaxes(1, 2)
     folded = cells.view(np.uint64)[:, :, 0]

@@ -10,7 +10,7 @@ from services.ingest.batch import Received, RowKey
 from services.ingest.hours import Key, hour_of
 from services.ingest.rollups import HOUR_US
 from services.ingest.sealing import SEAL_AFTER
-from services.sealed import unseal_instants
+from services.unsealing import unseal_instants
 
 MAYBE_SEALED_US = SEAL_AFTER // 2 // timedelta(microseconds=1)
 """An hour that ended so long ago is looked up. Less than SEAL_AFTER: workers' clocks differ."""

@@ -26,7 +26,8 @@ from services.ingest.rollups import (
     Instants,
     Rollup,
 )
-from services.sealed import GROUP, Sealed, unseal_group, unseal_instants
+from services.sealed import GROUP, Sealed
+from services.unsealing import unseal_group, unseal_instants
 
 _INT4_OID, _FLOAT8_OID = 23, 701
 
