@@ -95,7 +95,11 @@ select width, layout_id, ends - interval '1 hour' as start, (
     select count(*) from frames f
     where f.layout_id = due.layout_id and f.at > due.ends - interval '1 hour'
       and f.at <= due.ends and f.at >= $3 and f.at < $4
-) as rows
+) + coalesce((
+    select b.rows from blocks b
+    where b.layout_id = due.layout_id and b.start = due.ends - interval '1 hour'
+      and b.start >= $3 - interval '1 hour' and b.start < $4
+), 0) as rows
 from due
 """
 
@@ -126,7 +130,7 @@ on conflict do nothing
 
 
 class Due(NamedTuple):
-    """A layout's hour that has frames to seal, and how many there were."""
+    """A layout's hour that has frames to seal; rows: of them, and of the block that it has."""
 
     width: int
     layout_id: int

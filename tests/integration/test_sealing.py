@@ -488,6 +488,26 @@ async def test_out_of_time_it_keeps_what_it_sealed_and_goes_on_later(
     assert await blocks(pool) == before
 
 
+async def test_blocks_that_late_frames_open_again_count_in_what_a_batch_takes(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store(pool, sample_message(*walk(180).tolist(), at_us=DAY + STEP, step_us=STEP))
+    await seal(pool, LATER, progress())
+    late = [[1.0, 2.0]] * 3
+    await store(pool, sample_message(*late, at_us=DAY + 1, step_us=HOUR_US, seq=1))
+    monkeypatch.setattr(sealing, "CELLS_PER_HOUR", 0)
+    monkeypatch.setattr(sealing, "CELLS_PER_BATCH", 2 * 2 * 61 - 1)
+    shown: list[str] = []
+
+    class Recording(Progress):
+        def __call__(self, text: str, lag: timedelta | None = None) -> None:
+            shown.append(text)
+
+    await seal(pool, LATER, Recording(timedelta(minutes=1)))
+    assert [text.split(": ")[-1].split()[0] for text in shown] == ["0", "1", "2", "3"]
+    assert len(await blocks(pool)) == 2 * 183
+
+
 async def test_what_comes_after_its_history_was_dropped_is_dropped_and_counted(pool: Pool) -> None:
     values = walk(1440)
     at = [DAY + n * STEP for n in range(1, 1441)]
