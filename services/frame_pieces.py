@@ -1,6 +1,7 @@
 """What the database sends of frames and sealed blocks, put together into blocks of samples."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,13 @@ class Span(NamedTuple):
 
 def spans(positions: Indexes) -> list[Span]:
     """The groups that hold these columns (from 0, in any order), as few rows as pays."""
+    return _spans(positions.tobytes())
+
+
+@lru_cache(maxsize=256)
+def _spans(packed: bytes) -> list[Span]:
+    """`spans` of positions as bytes: those of hosts of one kind are the same."""
+    positions = np.frombuffer(packed, np.intp)
     groups = positions // sealed.GROUP
     found: list[Span] = []
     for group in np.unique(groups).tolist():
