@@ -166,6 +166,7 @@ class Catalogue:
         shapes = await self._recall(
             connection, self._shapes, SHAPES, {one["shape_id"] for one in left}, _shape
         )
+        left = [one for one in left if one["shape_id"] in shapes]  # not collected meanwhile
         return await _aside(len(left), lambda: _decided(matchers, left, sources, shapes))
 
     async def _candidates(

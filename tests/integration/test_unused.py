@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from engine.promql import Matcher, MatchOp
 from schemas.layouts import Series
 from services.clock import now_us
 from services.database import Pool, open_pool
@@ -14,6 +16,7 @@ from services.ingest.batch import Layouts, Received, Window, receive
 from services.ingest.jobs import Progress
 from services.ingest.store import Store
 from services.ingest.unused import collect_unused
+from services.series_lookup import SHAPES, SOURCES, Catalogue
 from tests.builders import GAUGE, delivery, sample_message
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -162,3 +165,24 @@ async def test_no_row_is_written_of_a_layout_that_is_collected(pool: Pool) -> No
     assert rows == readable
     unfound = "select count(*) from layouts where id not in (select layout_id from layout_shapes)"
     assert await pool.fetchval(unfound) == 0
+
+
+@pytest.mark.parametrize("before", [SOURCES, SHAPES])
+async def test_series_that_are_collected_while_they_are_looked_up_are_not_found(
+    pool: Pool, before: str
+) -> None:
+    await Worker(pool).write("host-1")
+    await pool.execute("delete from frames")
+
+    class Meddling:
+        """The pool, but layouts are collected before one of the statements."""
+
+        async def fetch(self, statement: str, *arguments: object) -> list[object]:
+            if statement == before:
+                await collect(pool)
+            return list(await pool.fetch(statement, *arguments))
+
+    matchers = [Matcher("__name__", MatchOp.EQUAL, "temperature")]
+    connection: Any = Meddling()
+    assert await Catalogue().matches(connection, matchers) == []
+    assert (await counts(pool))["layouts"] == 0
