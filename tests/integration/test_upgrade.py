@@ -1,0 +1,56 @@
+"""A database of an earlier version, brought up to date, answers as it did."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from engine.promql.matchers import Matcher, MatchOp
+from schemas.migrations import migrations
+from schemas.values import ABSENT, ABSENT_BITS, STALE, STALE_BITS
+from services import database, frames
+from services.clock import instant, microseconds, now_us
+from services.database import migrate, open_pool
+from tests.stack.session import Stack
+
+FIRST_RELEASE = 3
+"""Migrations of the version that kept every frame as it came."""
+
+
+@pytest.fixture(params=["timescale", "plain"])
+def url(request: pytest.FixtureRequest, stack: Stack) -> Iterator[str]:
+    server = stack.database() if request.param == "timescale" else stack.plain_database()
+    with server.empty_database() as empty:
+        yield empty
+
+
+async def test_frames_of_the_first_release_keep_their_cells(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = instant(now_us()) - timedelta(minutes=10)
+    with monkeypatch.context() as before:
+        before.setattr(database, "migrations", lambda: migrations()[:FIRST_RELEASE])
+        await migrate(url)
+    connection = await asyncpg.connect(url)
+    await connection.execute(OLD_LAYOUT)
+    await connection.execute("select ensure_partition($1::date)", at.date())
+    await connection.execute("insert into frames values (1, $1, $2)", at, [1.5, ABSENT, STALE])
+    await connection.close()
+    await migrate(url)
+    async with open_pool(url) as pool:
+        named = Matcher("job", MatchOp.EQUAL, "node")
+        (block,) = await frames.read(pool, [named], 0, now_us())
+        assert block.at.tolist() == [microseconds(at)]
+        assert block.values.view("u8").tolist() == [[0x3FF8 << 48, ABSENT_BITS, STALE_BITS]]
+        assert [row["value"] for row in await pool.fetch("select value from samples")] == [1.5]
+
+
+OLD_LAYOUT = """
+insert into series (hash, metric, labels, type, unit)
+select n::text::bytea, 'm', jsonb_build_object('job', 'node', 'instance', 'a', 'n', n::text),
+       'gauge', ''
+from generate_series(1, 3) n;
+insert into layouts (hash, source, width) values ('x', '{"job": "node", "instance": "a"}', 3);
+insert into layout_series select 1, n, n from generate_series(1, 3) n;
+"""
