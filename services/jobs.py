@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -54,27 +55,36 @@ def _detail(error: urllib.error.HTTPError) -> str:
 def _table(items: Sequence[Mapping[str, Any]]) -> str:
     if not items:
         return "no job has run yet: no ingest worker was here"
-    rows = [["job", "state", "every", "last success", "took", "lag", "progress"]]
+    rows = [["job", "state", "every", "last success", "took", "lag"]]
     rows += [
         [
             item["name"],
             item["state"],
             _span(item["every_s"]),
-            item["succeeded_at"] or "never",
+            _second(item["succeeded_at"]),
             _span(item["duration_s"]),
             _span(item["lag_s"]),
-            item["progress"],
         ]
         for item in items
     ]
-    errors = [f"{item['name']}: {item['error']}" for item in items if item["error"]]
-    return "\n".join([aligned(rows), *errors])
+    texts = ["progress", *(item["progress"] for item in items)]
+    lines = [
+        f"{line}  {text}".rstrip()
+        for line, text in zip(aligned(rows).splitlines(), texts, strict=True)
+    ]
+    lines += [f"{item['name']}: {item['error']}" for item in items if item["error"]]
+    return "\n".join(lines)
+
+
+def _second(instant: str | None) -> str:
+    """An RFC 3339 instant to the second."""
+    return "never" if instant is None else re.sub(r"\.\d+", "", instant)
 
 
 def _span(seconds: float | None) -> str:
-    """To the second, below one to the millisecond."""
+    """To the second, below one to the millisecond; "-" where it is not known."""
     if seconds is None:
-        return ""
+        return "-"
     return format_duration(timedelta(seconds=round(seconds, 0 if seconds >= 1 else 3)))
 
 

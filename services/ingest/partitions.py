@@ -56,10 +56,10 @@ async def drop_empty_head(pool: Pool, now: datetime, progress: Progress) -> time
     """The job that drops the head's old partitions, once what was in them is sealed."""
     dropped = 0
     for partition in await list_partitions(pool, "frames"):
-        progress(f"{dropped} empty partitions dropped")
+        progress(f"empty partitions dropped: {dropped}")
         if partition.upper <= now - HEAD_AGE and await _drop_if_empty(pool, partition):
             dropped += 1
-    progress.text = f"{dropped} empty partitions dropped"
+    progress.text = f"empty partitions dropped: {dropped}"
     return timedelta(0)
 
 

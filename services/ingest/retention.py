@@ -113,7 +113,7 @@ async def retain(pool: Pool, now: datetime, progress: Progress) -> timedelta:
     stuck: set[str] = set()
     dropped = 0
     while True:
-        progress(f"{dropped} partitions dropped")
+        progress(f"partitions dropped: {dropped}")
         stored = {
             table: await list_partitions(pool, table)
             for tables in TABLES.values()

@@ -21,7 +21,7 @@ LAYOUTS_AT_ONCE = 5000
 """Layouts that one statement looks at: about 0.1 s."""
 
 SERIES_AT_ONCE = 5000
-"""Series that one transaction collects, about 0.2 s in which ingest waits; a wider layout is alone."""
+"""Series of one transaction: about 0.2 s, in which ingest waits. A wider layout stands alone."""
 
 OLD_ENOUGH = "select id from layouts where id > $1 and created_at < $2 order by id limit $3"
 

@@ -153,7 +153,7 @@ async def known_jobs(pool: Pool) -> None:
     """One that runs, one that is fine, one that fails, one that never ran."""
     rows = [
         ("days", 900, AT, None, None, None, None, 1, "3 of 4", ""),
-        ("head", 3600, AT, AT, AT, 0.01234, 0.0, 0, "1 empty partitions dropped", ""),
+        ("head", 3600, AT, AT, AT, 0.01234, 0.0, 0, "empty partitions dropped: 1", ""),
         ("seal", 300, AT, AT, None, 61.7, 5400.0, 2, "", "disk full"),
         ("unused", 86400, None, None, None, None, None, 0, "", ""),
     ]
@@ -176,10 +176,10 @@ async def test_jobs_are_shown_as_a_table_and_as_json(
         assert await shell.run("jobs", "--api", api) == 0
         assert [" ".join(row) for row in shell.rows()] == [
             "job state every last success took lag progress",
-            "days running 15m never 3 of 4",
-            "head fine 1h 2026-05-01T10:00:00Z 12ms 0s 1 empty partitions dropped",
+            "days running 15m never - - 3 of 4",
+            "head fine 1h 2026-05-01T10:00:00Z 12ms 0s empty partitions dropped: 1",
             "seal failing 5m never 1m2s 1h30m",
-            "unused new 1d never",
+            "unused new 1d never - -",
             "seal: disk full",
         ]
         assert await shell.run("jobs", "--api", api, "--output", "json") == 0
