@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from typing import Any
 
+import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -10,7 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from engine.promql.errors import QueryError
-from services.database import Verdict, verdict
+from services.database import ERRORS, Verdict, verdict
 
 log = structlog.get_logger("vervet.api")
 
@@ -116,9 +117,20 @@ def install(app: FastAPI) -> None:
     async def too_slow(request: Request, error: TimeoutError) -> Response:
         return answer(request, 503, "the database took too long", TimedOut.kind)
 
-    @app.exception_handler(Exception)
+    @app.exception_handler(asyncpg.QueryCanceledError)
+    async def stopped(request: Request, error: asyncpg.QueryCanceledError) -> Response:
+        return answer(request, 503, "the database took too long", TimedOut.kind)
+
+    @app.exception_handler(asyncpg.DataError)
+    async def unfit(request: Request, error: asyncpg.DataError) -> Response:
+        return answer(request, 400, "a text holds what can't be stored, such as a zero byte")
+
     async def failed(request: Request, error: Exception) -> Response:
         if verdict(error) is Verdict.RETRY:
             return answer(request, 503, "the database does not answer; try again")
         log.error("a request failed", path=request.url.path, exc_info=error)
         return answer(request, 500, "an error of the server; its log says more")
+
+    # What is not expected is shown by the web server too; the database's errors are.
+    for kind in (*ERRORS, Exception):
+        app.add_exception_handler(kind, failed)
