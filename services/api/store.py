@@ -60,7 +60,7 @@ def _agent(row: Record) -> dict[str, Any]:
 def _missing(row: Record) -> int:
     if row["epoch"].startswith(UNSPOOLED):
         return 0
-    return max(0, row["last_seq"] - row["first_seq"] + 1 - int(row["messages"]))
+    return max(0, int(row["last_seq"] - row["first_seq"] + 1 - row["messages"]))
 
 
 async def rule_groups(pool: Pool) -> list[dict[str, Any]]:
