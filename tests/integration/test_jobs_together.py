@@ -1,17 +1,22 @@
-"""All jobs of an ingest worker on real samples: what is left of twenty days."""
+"""All jobs of ingest workers on real samples, one after another and all at once."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import pytest
+from prometheus_client import Counter
 
 from services.clock import microseconds, now_us
 from services.database import Pool, open_pool
-from services.ingest import jobs
+from services.ingest import exclusive, jobs, unused
 from services.ingest.batch import Layouts, Window, receive
-from services.ingest.jobs import run_jobs
+from services.ingest.jobs import Job, Progress, run_jobs
 from services.ingest.partitions import list_partitions
+from services.ingest.sealing import EXPIRED, SEALED
 from services.ingest.service import JOBS
 from services.ingest.store import Store
 from tests.builders import delivery, sample_message
@@ -29,7 +34,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def pool(url: str) -> AsyncIterator[Pool]:
-    async with open_pool(url) as opened:
+    async with open_pool(url, size=16) as opened:
         yield opened
 
 
@@ -85,3 +90,53 @@ async def test_of_twenty_days_the_raw_ones_are_kept_as_set_and_the_rollups_all(
 async def none_is_asked_for(pool: Pool) -> bool:
     waiting = "select count(*) from jobs where requested_at is not null or finished_at < started_at"
     return not await pool.fetchval(waiting)
+
+
+async def test_two_workers_that_both_run_the_jobs_lose_nothing_and_double_nothing(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a moment when one thaws; here all at once, while late samples of days come in."""
+    monkeypatch.setattr(exclusive, "PAUSE_S", 0.01)
+    monkeypatch.setattr(unused, "PAUSE_S", 0.01)
+    monkeypatch.setattr(unused, "MIN_AGE", -DAY)
+    await pool.execute("update retention set keep = '1 day', max_bytes = 1000000")
+    before = total(SEALED) + total(EXPIRED)
+    writing = True
+    chance = random.Random(4)
+
+    async def run(job: Job) -> None:
+        while writing:
+            # What one of them was about to drop, the other one may have dropped.
+            with suppress(asyncpg.UndefinedTableError, asyncpg.NoDataFoundError):
+                await job.run(pool, datetime.now(UTC), Progress(HOUR))
+
+    async def write(worker: int) -> int:
+        store, layouts, bounds = Store(pool), Layouts(), Window(9 * DAY, DAY).bounds_us(now_us())
+        for seq in range(60):
+            at = TODAY - chance.randrange(1, 6) * DAY + timedelta(seconds=seq)
+            host = f"host-{worker}-{chance.randrange(5)}"
+            message = sample_message([1.0, 2.0], instance=host, seq=seq, at_us=microseconds(at))
+            await store.write([receive(delivery(message), message, layouts, bounds)])
+        return 60 * 2
+
+    async with asyncio.TaskGroup() as group:
+        for job in (*JOBS, *JOBS):
+            group.create_task(run(job))
+        written = sum(await asyncio.gather(*(write(worker) for worker in range(3))))
+        writing = False
+    head = await pool.fetchval("select count(*) from samples")
+    assert total(SEALED) + total(EXPIRED) - before + head == written
+    assert not await pool.fetchval(
+        """select count(*) from frames full join blocks using (layout_id)
+           where layout_id not in (select id from layouts)"""
+    )
+    assert not await pool.fetchval(
+        """select count(*) from blocks b where not exists (
+               select from rollups_5m r where r.layout_id = b.layout_id and r.start = b.start)"""
+    )
+
+
+def total(counter: Counter) -> float:
+    """Its value in this process."""
+    (metric,) = counter.collect()
+    return next(one.value for one in metric.samples if one.name.endswith("_total"))
