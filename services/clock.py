@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+_LAST_US = 253_370_764_800_000_000  # the beginning of the year 9999
+
 
 def now_us() -> int:
     """This instant."""
@@ -14,6 +16,11 @@ def now_us() -> int:
 def instant(at_us: int) -> datetime:
     """As a datetime. Raises OverflowError outside the years 1 to 9999."""
     return EPOCH + timedelta(microseconds=at_us)
+
+
+def clamped(at_us: int) -> datetime:
+    """As a datetime, or the nearest from 1970 to 9999, which every store can hold."""
+    return instant(min(max(at_us, 0), _LAST_US))
 
 
 def microseconds(at: datetime) -> int:

@@ -22,7 +22,7 @@ from engine.promql.matchers import MAX_PATTERN_CHARS, Matcher, MatchOp
 from engine.promql.nodes import Selector
 from engine.promql.parsing import parse_tree
 from schemas.errors import Invalid
-from services.clock import instant, microseconds, now_us, rfc3339
+from services.clock import clamped, instant, microseconds, now_us, rfc3339
 from services.database import (
     ERRORS,
     Pool,
@@ -33,7 +33,7 @@ from services.database import (
     open_pool,
 )
 from services.export_formats import Format, Writer, pyarrow, writer
-from services.frames import DEFAULT_LIMITS, Reader, clamped
+from services.frames import DEFAULT_LIMITS, PLANS, Reader
 from services.runtime import Unable
 from services.settings import Settings
 
@@ -109,7 +109,7 @@ def _instant_us(flag: str, text: str) -> int:
 async def export(asked: Request, database_url: str) -> None:
     """Writes the file; it is there once it is whole. Raises Invalid and Unable."""
     try:
-        async with open_pool(database_url, size=1, read_only=True) as pool:
+        async with open_pool(database_url, size=1, read_only=True, settings=PLANS) as pool:
             await check_schema(pool)
             await _export(asked, pool)
     except QueryError as error:

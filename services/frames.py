@@ -16,12 +16,13 @@ from asyncpg import Record
 from engine.promql.blocks import Block
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher
+from engine.promql.reading import Select
 from engine.promql.rollups import LASTS
 from services import clock, rollup_reading, sample_reading
 from services.database import Connection, Pool
 from services.frame_pieces import Piece, block, joined
-from services.rollup_pieces import numbers, points_of
-from services.rollup_reading import Floors, Part, parts_of, read_floors
+from services.rollup_pieces import FINE, numbers, points_of
+from services.rollup_reading import Floors, Part, parts_of, read_floors, sealed_until
 from services.sample_reading import COUNT, SAMPLES, Wanted, arguments_of, wanted_of
 from services.series_lookup import Catalogue, Selected
 
@@ -42,8 +43,10 @@ INLINE_CELLS = 20_000
 ASSUMED_ROWS_PER_S = 1.0
 """Where a selector may read too much even at this rate, its rows are counted first."""
 
+WORTH_ROLLUPS_US = 6 * 3_600_000_000
+"""A range that is shorter is read from its samples, which takes a statement less."""
+
 _DAY_US = 86_400_000_000
-_LAST_US = clock.microseconds(datetime(9999, 1, 1, tzinfo=UTC))
 
 PLANS = {
     "plan_cache_mode": "force_generic_plan",
@@ -98,6 +101,8 @@ class Snapshot:
         self.notes: dict[str, None] = {}
         """What the reader of an answer should know, in the order in which it was found."""
         self._known_floors: Floors | None = None
+        self._pieces: dict[tuple[tuple[Matcher, ...], int, int], list[Piece]] = {}
+        """What was read, for other functions of the same samples."""
 
     async def begin(self) -> None:
         """From here on nothing changes. Does nothing where it was done."""
@@ -109,6 +114,17 @@ class Snapshot:
         """Whether samples after an instant were dropped, so that rollups stand in for them."""
         return start_us < (await self._floors(start_us)).raw_us
 
+    async def read_select(self, select: Select) -> list[Block]:
+        """`read` of what a query selects."""
+        return await self.read(
+            select.matchers,
+            select.start_us,
+            select.end_us,
+            select.column,
+            select.window_us,
+            select.grid_us,
+        )
+
     async def read(
         self,
         matchers: Sequence[Matcher],
@@ -116,12 +132,14 @@ class Snapshot:
         end_us: int,
         column: str = LASTS,
         window_us: int = 0,
+        grid_us: int = 0,
     ) -> list[Block]:
         """Blocks of all series that match, with samples in start_us < at <= end_us; one per layout.
 
         Where samples were dropped, rollups stand in for them: what a function needs of `column`
-        (engine/promql/rollups.py) in windows of `window_us`. Raises QueryError past the limits;
-        those on cells are of all that the snapshot reads.
+        (engine/promql/rollups.py) in windows of `window_us`. They do as well where there are
+        samples, if these are many and windows keep to a `grid_us` of buckets. Raises QueryError
+        past the limits; those on cells are of all that the snapshot reads.
         """
         selected = await self.catalogue.select(self.connection, matchers, self._limits.series)
         if not selected:
@@ -129,16 +147,23 @@ class Snapshot:
         wanted = [wanted_of(one) for one in selected]
         floors = await self._floors(start_us)
         before = self.samples.total()
+        if grid_us and grid_us % FINE.bucket_us == 0 and end_us - start_us >= WORTH_ROLLUPS_US:
+            await self.begin()
+            until_us = await sealed_until(self.connection, wanted, start_us, end_us)
+            floors = floors._replace(raw_us=max(floors.raw_us, until_us))
         old = [
             (part, await self._rollups(part, column, window_us, wanted))
             for part in parts_of(floors, start_us, end_us)
         ]
-        rows = await self._samples(wanted, max(start_us, floors.raw_us), end_us)
+        key = (tuple(matchers), max(start_us, floors.raw_us), end_us)
+        rows = [] if key in self._pieces else await self._samples(wanted, *key[1:])
 
         def assemble() -> list[Block]:
             stand_ins = rollup_reading.pieces_of(old, column, window_us, wanted)
+            if key not in self._pieces:
+                self._pieces[key] = sample_reading.pieces_of(wanted, rows)
             found = []
-            for place, piece in enumerate(sample_reading.pieces_of(wanted, rows)):
+            for place, piece in enumerate(self._pieces[key]):
                 if column == "counts":
                     piece = Piece(piece.at, numbers(piece.values))
                 if place in stand_ins:
@@ -152,7 +177,7 @@ class Snapshot:
     async def _samples(self, wanted: Sequence[Wanted], start_us: int, end_us: int) -> list[Record]:
         if start_us >= end_us:
             return []
-        start, end = clamped(start_us), clamped(end_us)
+        start, end = clock.clamped(start_us), clock.clamped(end_us)
         await self._check_size([one.selected for one in wanted], start, end)
         rows = await self.connection.fetch(SAMPLES, start, end, *arguments_of(wanted))
         for row in rows:
@@ -172,8 +197,9 @@ class Snapshot:
                 wanted[row["place"]].positions
             )
         self._check_cells(self.samples.total())
-        if rows:
-            before = clock.rfc3339(part.end_us)
+        dropped_us = (self._known_floors or Floors()).raw_us
+        if rows and part.start_us < dropped_us:
+            before = clock.rfc3339(min(part.end_us, dropped_us))
             self.notes[f"answered from rollups of {part.tier.name} before {before}"] = None
         return rows
 
@@ -215,8 +241,3 @@ async def read(
     """`Snapshot.read` by a reader that nobody asks a second time."""
     async with Reader(pool).snapshot(limits) as snapshot:
         return await snapshot.read(matchers, start_us, end_us)
-
-
-def clamped(at_us: int) -> datetime:
-    """The instant, or the nearest that PostgreSQL and datetime can hold."""
-    return clock.instant(min(max(at_us, 0), _LAST_US))

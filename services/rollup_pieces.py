@@ -16,7 +16,7 @@ from services.frame_pieces import Piece
 MAX_POINTS = 240
 """Points of one bucket: of an hour, four a minute."""
 
-POINTS_OF_A_WINDOW = {"increases": 4, "lasts": 2}
+POINTS_OF_A_WINDOW = {"increases": 4, "trends": 2}
 """Points that a window is to have at least, if not one: a change takes two, and for a rate their
 distance tells how far to extrapolate."""
 
@@ -41,6 +41,7 @@ COARSE = Tier("1h", "rollups_1h", 3_600_000_000, 24)
 
 ARRAYS = {
     "lasts": ("lasts",),
+    "trends": ("lasts",),
     "firsts": ("firsts",),
     "mins": ("mins", "firsts"),
     "maxs": ("maxs", "lasts"),
@@ -128,7 +129,7 @@ def _spread(column: str, buckets: Buckets, window_us: int) -> Piece:
         values = values / count
     values = np.where(buckets.counts > 0, values, ABSENT)
     step_us = buckets.tier.bucket_us // count
-    after = np.arange(count) if column == "lasts" else np.arange(1 - count, 1)
+    after = np.arange(count) if column in ("lasts", "trends") else np.arange(1 - count, 1)
     at = buckets.ends[:, np.newaxis] + step_us * after
     known = at.reshape(-1) <= buckets.until_us
     return Piece(at.reshape(-1)[known], np.repeat(values, count, axis=0)[known])
@@ -152,13 +153,16 @@ def _increases(tiers: Sequence[Buckets], window_us: int) -> list[Piece]:
     total = np.cumsum(grown, axis=0)
     newest = np.where(there, np.arange(len(there))[:, np.newaxis], 0).max(axis=0)[np.newaxis]
     total += np.take_along_axis(lasts, newest, 0) - total[-1:]
-    adjacent = before == np.arange(-1, len(there) - 1)[:, np.newaxis]
-    rise = np.where(adjacent & (before >= 0), grown, within)
+    adjacent = (before >= 0) & (before == np.arange(-1, len(there) - 1)[:, np.newaxis])
     pieces, low = [], 0
     for one in tiers:
         rows = slice(low, low + len(one.ends))
         low = rows.stop
-        pieces.append(_interpolated(one, there[rows], total[rows], rise[rows], window_us))
+        pieces.append(
+            _interpolated(
+                one, there[rows], total[rows], np.where(adjacent, grown, np.nan)[rows], window_us
+            )
+        )
     return pieces
 
 
@@ -173,12 +177,15 @@ def _before(there: Booleans) -> Indexes:
 def _interpolated(
     buckets: Buckets, there: Booleans, total: Floats, rise: Floats, window_us: int
 ) -> Piece:
-    """Points on the straight line by which each bucket rises to its total."""
+    """Points on the straight line by which each bucket rises to its total; of one that follows none
+    only the end, since the series may have been in another layout up to then."""
     count = points_of(buckets.tier, "increases", window_us)
     back = np.arange(1 - count, 1)
     at = buckets.ends[:, np.newaxis] + buckets.tier.bucket_us // count * back
     values = total[:, np.newaxis] + rise[:, np.newaxis] * (back / count)[:, np.newaxis]
-    values = np.where(there[:, np.newaxis], values, ABSENT)
+    values[:, -1] = total
+    known = there[:, np.newaxis] & (~np.isnan(rise)[:, np.newaxis] | (back == 0)[:, np.newaxis])
+    values = np.where(known, values, ABSENT)
     return Piece(at.reshape(-1), values.reshape(-1, total.shape[1]))
 
 

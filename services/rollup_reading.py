@@ -51,6 +51,30 @@ def parts_of(floors: Floors, start_us: int, end_us: int) -> list[Part]:
     return [one for one in (coarse, fine) if one.start_us < one.end_us]
 
 
+# The oldest frame that is not sealed, of each layout.
+UNSEALED = """
+select (extract(epoch from min(first.at)) * 1000000)::bigint
+from unnest($3::integer[]) as wanted (layout_id)
+cross join lateral (
+    select at from frames f where f.layout_id = wanted.layout_id and at > $1 and at <= $2
+    order by at limit 1) as first
+"""
+
+
+async def sealed_until(
+    connection: Connection, wanted: Sequence[Wanted], start_us: int, end_us: int
+) -> int:
+    """Up to where in a range the rollups of these layouts tell all that their samples do."""
+    first_us: int | None = await connection.fetchval(
+        UNSEALED,
+        clock.clamped(start_us),
+        clock.clamped(end_us),
+        [one.selected.layout_id for one in wanted],
+    )
+    last_us = end_us if first_us is None else min(first_us - 1, end_us)
+    return last_us // FINE.row_us * FINE.row_us
+
+
 async def read_rows(
     connection: Connection, part: Part, column: str, wanted: Sequence[Wanted]
 ) -> list[Record]:
@@ -65,9 +89,9 @@ async def read_rows(
             from unnest($3::integer[], $4::integer[], $5::integer[], $6::integer[])
                 as wanted (place, layout_id, lower, upper)
             join {part.tier.table} using (layout_id)
-            where start > $1 and start < $2""",
-        clock.instant(part.start_us - part.tier.row_us),
-        clock.instant(part.end_us),
+            where start >= $1 and start < $2""",
+        clock.clamped(part.start_us - part.tier.row_us),
+        clock.clamped(part.end_us),
         list(range(len(wanted))),
         [one.selected.layout_id for one in wanted],
         [one.lower for one in wanted],
@@ -81,7 +105,13 @@ def pieces_of(
     window_us: int,
     wanted: Sequence[Wanted],
 ) -> dict[int, Piece]:
-    """By place in `wanted` what stands in for the samples, where there are rollups."""
+    """By place in `wanted` what stands in for the samples, where there are rollups.
+
+    Where a series moved from one layout to another within a bucket, both have a part of it: that of
+    the newer layout comes after the other's, by a microsecond each.
+    """
+    ids = sorted({one.selected.layout_id for one in wanted}, reverse=True)
+    earlier_us = {layout_id: rank for rank, layout_id in enumerate(ids)}
     tiers: defaultdict[int, list[Buckets]] = defaultdict(list)
     for part, rows in read:
         of_place: defaultdict[int, list[Record]] = defaultdict(list)
@@ -95,4 +125,9 @@ def pieces_of(
             tiers[place].append(
                 buckets_of(part.tier, part.end_us, starts, arrays, width, one.positions)
             )
-    return {place: stand_in(column, some, window_us) for place, some in tiers.items()}
+    found = {}
+    for place, of_tiers in tiers.items():
+        piece = stand_in(column, of_tiers, window_us)
+        shift_us = earlier_us[wanted[place].selected.layout_id]
+        found[place] = Piece(piece.at - shift_us, piece.values)
+    return found

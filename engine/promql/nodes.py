@@ -36,12 +36,14 @@ class Selector:
 class RangeSelector:
     """A range selector: all samples of the last `range_us` microseconds.
 
-    column: what stands in for samples where a store has rollups only (rollups.py).
+    column: what may stand in for samples where a store has rollups of them (rollups.py). exact:
+    on the edges of a rollup's buckets that makes no difference.
     """
 
     selector: Selector
     range_us: int
     column: str = "lasts"
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

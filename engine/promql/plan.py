@@ -49,9 +49,12 @@ class Query:
         found = selects_of(self.tree, bounds_of(start_us, end_us, self.lookback_us))
         return list(dict.fromkeys(found))
 
-    def over_rollups(self) -> "Query":
-        """The same query, ready for a store that has rollups in place of some of the samples."""
-        return replace(self, tree=over_rollups(self.tree))
+    def over_rollups(self, *, on_grid: bool) -> "Query":
+        """The same query, ready for a store that has rollups in place of some of the samples.
+
+        on_grid: its steps are multiples of the rollups' buckets.
+        """
+        return replace(self, tree=over_rollups(self.tree, on_grid=on_grid))
 
     def instant(self, at_us: int, blocks: Blocks, limits: Limits = DEFAULT_LIMITS) -> Result:
         """The answer at one instant. Raises Unanswered where the data forbids it."""

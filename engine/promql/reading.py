@@ -1,6 +1,7 @@
 """What an expression reads, and at which instants: offsets, `@` and subqueries resolved."""
 
 from collections.abc import Iterator, Sequence
+from math import gcd
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,9 +27,12 @@ class Select(NamedTuple):
     newest: bool = False
     """Of each series only the newest sample at or before each step of the query counts."""
     column: str = "lasts"
-    """What stands in for samples where the store has rollups only (rollups.py)."""
+    """What may stand in for samples where the store has rollups of them (rollups.py)."""
     window_us: int = 0
     """How far each step looks back."""
+    grid_us: int = 0
+    """The window of the first step begins and ends at multiples of this, and rollups serve as well
+    as samples if all do; 0 where they don't."""
 
 
 class Blocks(Protocol):
@@ -91,6 +95,7 @@ def select_range(node: RangeSelector, bounds: Bounds) -> Select:
         end_us,
         column=node.column,
         window_us=node.range_us,
+        grid_us=0 if bounds.nested or not node.exact else gcd(start_us, node.range_us),
     )
 
 

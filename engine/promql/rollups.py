@@ -20,31 +20,50 @@ COLUMNS = {
     "max_over_time": "maxs",
     "ts_of_max_over_time": "maxs",
     "first_over_time": "firsts",
+    **dict.fromkeys(("delta", "idelta", "deriv", "predict_linear", "changes", "resets"), "trends"),
+    **dict.fromkeys(("double_exponential_smoothing", "holt_winters"), "trends"),
 }
-"""By function what it is given; all others are given each bucket's last sample."""
+"""By function what it is given; all others are given each bucket's last sample. So are `trends`,
+which take at least two."""
 
 
-def over_rollups(node: Node) -> Node:
+EXACT = frozenset(
+    f"{name}_over_time" for name in ("sum", "min", "max", "first", "last", "present", "absent")
+)
+"""Functions of which it makes no difference, on the edges of buckets; a number of samples and their
+mean are put in terms of these."""
+
+
+def over_rollups(node: Node, *, on_grid: bool) -> Node:
     """The tree with each range selector asking for what the function around it needs.
 
     A number of samples is a sum of numbers, and a mean is two sums; where a store has the samples,
-    the answer is the same as without.
+    the answer is the same as without. on_grid: steps are multiples of any bucket, so that windows
+    which begin and end with one always do.
     """
-    match node:
-        case Call("count_over_time", (RangeSelector() as selector,)):
-            return _sum(selector, "counts")
-        case Call("avg_over_time", (RangeSelector() as selector,)):
-            return Binary("/", _sum(selector, "sums"), _sum(selector, "counts"))
-        case Call(function, arguments):
-            column = COLUMNS.get(function, LASTS)
-            given = tuple(
-                replace(one, column=column) if isinstance(one, RangeSelector) else over_rollups(one)
-                for one in arguments
-            )
-            return replace(node, arguments=given)
-        case _:
-            return rebuilt(node, over_rollups)
 
+    def asking(selector: RangeSelector, column: str, function: str) -> RangeSelector:
+        return replace(selector, column=column, exact=on_grid and function in EXACT)
 
-def _sum(selector: RangeSelector, column: str) -> Call:
-    return Call("sum_over_time", (replace(selector, column=column),))
+    def summed(selector: RangeSelector, column: str) -> Call:
+        return Call("sum_over_time", (asking(selector, column, "sum_over_time"),))
+
+    def changed(node: Node) -> Node:
+        match node:
+            case Call("count_over_time", (RangeSelector() as selector,)):
+                return summed(selector, "counts")
+            case Call("avg_over_time", (RangeSelector() as selector,)):
+                return Binary("/", summed(selector, "sums"), summed(selector, "counts"))
+            case Call(function, arguments):
+                column = COLUMNS.get(function, LASTS)
+                given = tuple(
+                    asking(one, column, function)
+                    if isinstance(one, RangeSelector)
+                    else changed(one)
+                    for one in arguments
+                )
+                return replace(node, arguments=given)
+            case _:
+                return rebuilt(node, changed)
+
+    return changed(node)

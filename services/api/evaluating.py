@@ -105,6 +105,12 @@ class Asked:
     def steps(self) -> int:
         return (self.end_us - self.start_us) // self.step_us + 1 if self.step_us else 1
 
+    @property
+    def on_grid(self) -> bool:
+        """Whether rollups of samples may serve as well as these: so long, and in such steps."""
+        long = self.end_us - self.start_us >= frames.WORTH_ROLLUPS_US
+        return long and self.start_us % GRID_US == 0 and self.step_us % GRID_US == 0
+
     def answer(self, blocks: dict[Select, list[Block]], limits: Limits) -> Result:
         """The result, from what was read. Raises QueryError."""
         if self.step_us:
@@ -125,6 +131,9 @@ class Read:
     tiers: Mapping[str, int]
     seconds: float
 
+
+GRID_US = 300_000_000
+"""Buckets of the finer rollups."""
 
 PHASES = ("queue", "read", "evaluate")
 
@@ -242,14 +251,12 @@ async def _read(
     most = frames.Limits(settings.query_max_series, settings.query_max_samples)
     selects = asked.query.selects(asked.start_us, asked.end_us)
     async with reader.snapshot(most, alone=len(selects) < 2) as snapshot:
-        if selects and await snapshot.lacks(min(one.start_us for one in selects)):
-            asked = replace(asked, query=asked.query.over_rollups())
+        if selects and (asked.on_grid or await snapshot.lacks(min(s.start_us for s in selects))):
+            asked = replace(asked, query=asked.query.over_rollups(on_grid=asked.on_grid))
             selects = asked.query.selects(asked.start_us, asked.end_us)
         for select in selects:
             began, before = time.perf_counter(), snapshot.samples.copy()
-            found = await snapshot.read(
-                select.matchers, select.start_us, select.end_us, select.column, select.window_us
-            )
+            found = await snapshot.read_select(select)
             tiers = snapshot.samples - before
             costs.reads.append(_read_of(select, found, tiers, time.perf_counter() - began))
             blocks[select] = found

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from engine.promql.blocks import NAME, Columns, Labels
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher
+from services.clock import clamped
 from services.database import Connection
-from services.frames import clamped
 from services.series_lookup import Catalogue, Match, metrics
 
 EVER = (0, 2**62)

@@ -52,7 +52,7 @@ def answers(text: str, tiers, step_us: int, floor_us: int) -> tuple[np.ndarray, 
     plain = parse(text)
     start_us, end_us = T0 + 2 * HOUR_US, T0 + HOURS * HOUR_US
     results = []
-    for query in (plain, plain.over_rollups()):
+    for query in (plain, plain.over_rollups(on_grid=False)):
         blocks = {}
         for select in query.selects(start_us, end_us):
             old, new = Block(LABELS, AT, VALUES), []
@@ -157,4 +157,4 @@ def test_a_bucket_without_samples_stays_absent() -> None:
 def test_a_tree_without_windows_stays_as_it_is() -> None:
     for text in ("m", "sum(m) by (n)", "m offset 5m + 1", 'label_replace(m, "a", "b", "c", "d")'):
         tree = parse(text).tree
-        assert over_rollups(tree) == tree
+        assert over_rollups(tree, on_grid=True) == tree
