@@ -153,6 +153,8 @@ class Memory:
         places = matching_columns(select.matchers, self.columns)
         rows = (self.at > select.start_us) & (self.at <= select.end_us)
         cells = self.values[np.ix_(rows, np.array(places, dtype=np.intp))]
+        if len(places) % 2:  # as history comes: column by column
+            cells = np.asfortranarray(cells)
         return [Block(self.columns.take(places), self.at[rows], cells)] if places else []
 
 

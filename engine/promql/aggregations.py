@@ -39,7 +39,11 @@ def aggregate(op: str, table: Table, *, without: bool, labels: tuple[str, ...]) 
         return empty_table(len(table.values))
     groups = grouped(table.columns, without, labels)
     values, present = groups.sorted(table)
-    counts = np.add.reduceat(present, groups.starts, axis=1, dtype=np.intp)
+    if present.all():
+        sizes = np.diff(groups.starts, append=present.shape[1])
+        counts = np.broadcast_to(sizes, (len(present), len(sizes)))
+    else:
+        counts = np.add.reduceat(present, groups.starts, axis=1, dtype=np.intp)
     result = REDUCTIONS[op](Sorted(values, present, counts, groups.starts))
     return Table(groups.columns, result, counts > 0)
 

@@ -6,7 +6,7 @@ To add a function over a window, from here or elsewhere: enter it in FUNCTIONS.
 import numpy as np
 
 from engine.promql import rates, statistics
-from engine.promql.blocks import Booleans, Floats, Indexes
+from engine.promql.blocks import Booleans, Floats, Indexes, at_rows
 from engine.promql.windows import SECOND_US, WindowFunction, Windows, check_work, gathered
 
 
@@ -68,12 +68,12 @@ def count_over_time(windows: Windows) -> tuple[Floats, Booleans]:
 
 def last_over_time(windows: Windows) -> tuple[Floats, Booleans]:
     """Newest sample of the window."""
-    return windows.values[windows.last], _some(windows)
+    return at_rows(windows.values, windows.last), _some(windows)
 
 
 def first_over_time(windows: Windows) -> tuple[Floats, Booleans]:
     """Oldest sample of the window."""
-    return windows.values[windows.first], _some(windows)
+    return at_rows(windows.values, windows.first), _some(windows)
 
 
 def present_over_time(windows: Windows) -> tuple[Floats, Booleans]:

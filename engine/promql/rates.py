@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.promql.blocks import Booleans, Floats, Indexes, Instants
+from engine.promql.blocks import Booleans, Floats, Indexes, Instants, at_rows
 from engine.promql.errors import QueryError
 from engine.promql.windows import SECOND_US, Windows, gathered
 
@@ -20,19 +20,20 @@ def extrapolated(windows: Windows, *, counter: bool, per_second: bool) -> tuple[
     """
     first, last = windows.first, windows.last
     counts = windows.counts
-    start = windows.values[first]
-    change = windows.values[last] - start
+    start = at_rows(windows.values, first)
+    change = at_rows(windows.values, last) - start
     if counter:
         change = _with_resets(windows, first, last, change)
     covered, before, after = _reach(windows, first, last, counts)
-    if counter:
+    if counter and (change * (before / covered) > start).any():
         to_zero = covered * (start / change)
         limited = (change > 0) & (start >= 0) & (to_zero < before)
         before = np.where(limited, to_zero, before)
     factor = (covered + before + after) / covered
     if per_second:
         factor = factor / (windows.range_us / SECOND_US)
-    return change * factor, counts >= 2
+    change *= factor
+    return change, counts >= 2
 
 
 def _reach(
@@ -55,13 +56,14 @@ def _reach(
 
 def _with_resets(windows: Windows, first: Indexes, last: Indexes, change: Floats) -> Floats:
     """The change plus what counters had reached when they began anew within each window."""
-    values = windows.values
-    fell = values[1:] < values[:-1]
-    if not fell.any():
-        return change
-    sums = np.zeros(values.shape)
-    np.cumsum(np.where(fell, values[:-1], 0.0), axis=0, out=sums[1:])
-    return np.asarray(change + (sums[last] - sums[first]))
+    fell = windows.values[1:] < windows.values[:-1]
+    some = np.flatnonzero(fell.any(axis=0))
+    if len(some):
+        values = windows.values[:, some]
+        sums = np.zeros_like(values)
+        np.cumsum(np.where(fell[:, some], values[:-1], 0.0), axis=0, out=sums[1:])
+        change[:, some] += at_rows(sums, last) - at_rows(sums, first)
+    return change
 
 
 def between_last_two(windows: Windows, *, counter: bool) -> tuple[Floats, Booleans]:
@@ -69,7 +71,7 @@ def between_last_two(windows: Windows, *, counter: bool) -> tuple[Floats, Boolea
     last = windows.last
     previous = np.maximum(last - 1, 0)
     enough = windows.counts >= 2
-    end, start = windows.values[last], windows.values[previous]
+    end, start = at_rows(windows.values, last), at_rows(windows.values, previous)
     if not counter:
         return end - start, enough
     change = np.where(end < start, end, end - start)
@@ -89,10 +91,11 @@ def resets(windows: Windows) -> tuple[Floats, Booleans]:
 
 def _events(windows: Windows, happened: Booleans) -> tuple[Floats, Booleans]:
     """Events of each window. happened: (rows - 1, columns), between a row and the next."""
-    sums = np.zeros(windows.values.shape)
+    sums = np.zeros_like(windows.values)
     np.cumsum(happened, axis=0, out=sums[1:])
     some = windows.counts > 0
-    return np.where(some[:, None], sums[windows.last] - sums[windows.first], 0.0), some
+    found = at_rows(sums, windows.last) - at_rows(sums, windows.first)
+    return np.where(some[:, None], found, 0.0), some
 
 
 class _Line(NamedTuple):

@@ -15,9 +15,11 @@ from engine.promql.blocks import (
     Floats,
     Indexes,
     Instants,
+    at_rows,
     cell_bits,
     dense_parts,
     distinct_blocks,
+    may_have_nan,
 )
 from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.tables import Table, join_tables
@@ -38,19 +40,52 @@ def newest(
         if len(steps) == 1 and block.at[-1] <= steps[0] and len(block.at) == 1:
             tables.append(_newest_of_row(block, steps, lookback_us))
             continue
-        values = np.full((len(steps), len(block.labels)), np.nan)
-        present = np.zeros(values.shape, dtype=np.bool_)
+        result = _Result(block, steps)
         for indexes, at, cells in dense_parts(block, keep_stale=True):
-            row = np.searchsorted(at, steps, side="right") - 1
+            row = at.searchsorted(steps, side="right") - 1
             fresh = (row >= 0) & (at[row] > steps - lookback_us)
-            found = cells[row]
-            alive = fresh[:, None] & (cell_bits(found) != STALE_BITS)
-            if indexes is None:
-                values, present = found, alive
-            else:
-                values[:, indexes], present[:, indexes] = found, alive
-        tables.append(Table(block.columns, values, present))
+            found = at_rows(cells, row)
+            result.put(indexes, found, fresh)
+            if may_have_nan(found):
+                result.drop(indexes, cell_bits(found) == STALE_BITS)
+        tables.append(result.table)
     return join_tables(tables, len(steps))
+
+
+class _Result:
+    """A block's table, which may be made of parts."""
+
+    def __init__(self, block: Block, steps: Instants) -> None:
+        self._block = block
+        self._shape = (len(steps), len(block.labels))
+        self._values: Floats | None = None
+        self._present: Booleans | None = None
+
+    def put(self, indexes: Indexes | None, values: Floats, present: Booleans) -> None:
+        """Fill columns, all of them where `indexes` is None. present: (steps,), of each alike."""
+        if indexes is None:
+            self._values, self._present = values, np.empty_like(values, dtype=np.bool_)
+            self._present[:] = present[:, None]
+            return
+        if self._values is None or self._present is None:
+            self._values = np.empty(self._shape, order="F")
+            self._present = np.zeros(self._shape, dtype=np.bool_, order="F")
+        self._values[:, indexes], self._present[:, indexes] = values, present[:, None]
+
+    def drop(self, indexes: Indexes | None, gone: Booleans) -> None:
+        """Cells of columns that were put, and are not there."""
+        assert self._present is not None
+        if indexes is None:
+            self._present &= ~gone
+        else:
+            self._present[:, indexes] &= ~gone
+
+    @property
+    def table(self) -> Table:
+        if self._values is None or self._present is None:
+            absent = np.zeros(self._shape, dtype=np.bool_)
+            return Table(self._block.columns, np.empty(self._shape), absent)
+        return Table(self._block.columns, self._values, self._present)
 
 
 def _newest_of_row(block: Block, steps: Instants, lookback_us: int) -> Table:
@@ -148,21 +183,15 @@ def over_windows(
     """
     tables = []
     for block in _within(limits, blocks, steps):
-        shape = (len(steps), len(block.labels))
-        values, present = np.empty(shape), np.zeros(shape, dtype=np.bool_)
+        result = _Result(block, steps)
         for indexes, at, cells in dense_parts(block, keep_stale=False):
             low = at.searchsorted(ends - range_us, side="right")
             high = at.searchsorted(ends, side="right")
             found, there = function(
                 Windows(at, cells, low, high, ends, range_us, steps, limits), *parameters
             )
-            if indexes is None:
-                values = found
-                present[:] = there[:, None]
-            else:
-                values[:, indexes] = found
-                present[:, indexes] = there[:, None]
-        tables.append(Table(block.columns, values, present))
+            result.put(indexes, found, there)
+        tables.append(result.table)
     return join_tables(tables, len(steps))
 
 
