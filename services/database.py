@@ -117,9 +117,10 @@ async def open_pool(
 
     `settings` are the server's, by name, for these connections.
     """
-    given = {"application_name": "vervet", "jit": "off", "timezone": "UTC", **(settings or {})}
+    given = {"application_name": "vervet", "jit": "off", "timezone": "UTC"}
     if read_only:
         given |= {"default_transaction_read_only": "on", "statement_timeout": "30s"}
+    given |= settings or {}
     pool = await asyncpg.create_pool(
         url,
         min_size=0,

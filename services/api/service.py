@@ -41,7 +41,9 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
     hub = Hub(context.bus)
     listener = bind(settings.listen)
     async with (
-        open_pool(url, size=settings.database_pool_size, read_only=True, settings=PLANS) as pool,
+        open_pool(
+            url, size=settings.database_pool_size, read_only=True, settings=_session(settings)
+        ) as pool,
         asyncio.TaskGroup() as group,
         contextlib.AsyncExitStack() as stack,
     ):
@@ -67,6 +69,12 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
         await serving
         for task in tasks:
             task.cancel()
+
+
+def _session(settings: ApiSettings) -> dict[str, str]:
+    """What the server is told for the connections of the api."""
+    timeout_ms = settings.query_timeout // timedelta(milliseconds=1)
+    return {**PLANS, "statement_timeout": f"{max(timeout_ms, 1)}ms"}
 
 
 def _bounds(settings: ApiSettings) -> Bounds:

@@ -23,7 +23,10 @@ class ApiSettings(DatabaseSettings):
         description="how far back an instant selector looks for a series' newest sample",
     )
     query_timeout: Duration = Field(
-        timedelta(seconds=30), description="longest time that one query may take"
+        timedelta(seconds=30),
+        gt=timedelta(0),
+        le=timedelta(seconds=60),
+        description="longest time that one query may take, and one statement in the database",
     )
     query_concurrency: int = Field(
         4, ge=1, le=100, description="queries that are answered at once; others wait their turn"

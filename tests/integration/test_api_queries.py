@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -167,6 +168,20 @@ async def test_a_statement_ends_when_the_query_does(bus: Bus, url: str) -> None:
             return bool(await other.fetchval(waiting) == 0)
 
         await eventually(nobody_waits)
+
+
+async def test_every_statement_of_the_api_ends_in_time(bus: Bus, url: str) -> None:
+    async with (
+        open_pool(url) as pool,
+        api(bus, url, query_timeout=timedelta(milliseconds=200)) as client,
+        pool.acquire() as other,
+        other.transaction(),
+    ):
+        await other.execute("lock table agents in access exclusive mode")
+        for path in ("/v1/agents", "/api/v1/targets"):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert "took too long" in answer.text
 
 
 async def test_queries_wait_for_their_turn_and_one_more_is_refused(
