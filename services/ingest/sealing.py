@@ -46,8 +46,8 @@ EXPIRED = Counter(
 SEAL_AFTER = timedelta(hours=1)
 """How long after its end an hour is closed. What comes later has the hour sealed again."""
 
-CELLS_PER_BATCH = 1_000_000
-"""Cells of one transaction: about 40 MB while they are encoded, and a fifth of a second. An hour
+CELLS_PER_BATCH = 500_000
+"""Cells of one transaction: about 35 MB while they are encoded, and a tenth of a second. An hour
 that has more is a transaction of its own."""
 
 CELLS_PER_HOUR = 5_000
