@@ -153,6 +153,7 @@ def _samples(node: RangeSelector | Subquery, span: Span) -> Matrix:
     end = int(window_ends(node, span)[0])
     every = [b.at[(b.at > end - node.range_us) & (b.at <= end)] for b in blocks]
     at = np.unique(np.concatenate(every)) if every else np.empty(0, dtype=np.int64)
+    span.limits.check_cells(sum(len(block.labels) for block in blocks), len(at))
     tables = []
     for block, instants in zip(blocks, every, strict=True):
         rows = np.searchsorted(block.at, instants)

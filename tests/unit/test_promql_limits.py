@@ -9,6 +9,7 @@ from engine.promql.limits import Limits
 SECOND_US = 1_000_000
 HOSTS = 20
 INSTANTS = 100
+HOUR_US = 3600 * SECOND_US
 
 
 class Stopped(Exception):
@@ -57,6 +58,17 @@ def test_a_bound_holds_for_all_layouts_together() -> None:
     evaluate("x", Limits(cells=4000))
     with pytest.raises(QueryError):
         evaluate("x", Limits(cells=4000), layouts=3)
+
+
+def test_samples_as_they_are_are_bounded_at_the_instants_of_all_layouts() -> None:
+    query = parse("x[1h]")
+    blocks = [
+        block._replace(at=block.at + n) for n, block in enumerate(blocks_of(3))
+    ]  # no instant in common: a table of all has as many rows as all of them
+    found = dict.fromkeys(query.selects(HOUR_US, HOUR_US), blocks)
+    query.instant(HOUR_US, found, Limits(cells=9 * INSTANTS * HOSTS))
+    with pytest.raises(QueryError, match="60 series at 300 steps"):
+        query.instant(HOUR_US, found, Limits(cells=9 * INSTANTS * HOSTS - 1))
 
 
 def test_count_values_is_bounded_over_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
