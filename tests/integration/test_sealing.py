@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import asyncpg
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
@@ -528,6 +529,28 @@ async def test_what_comes_after_its_history_was_dropped_is_dropped_and_counted(p
     assert await head(pool) == {}
     assert (await views(pool, "rollup_5m"))[:288] == rollups[0][:288]
     assert (await views(pool, "rollup_1h"))[:24] == rollups[1][:24]
+
+
+async def test_history_is_not_dropped_while_an_hour_is_sealed(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store(pool, sample_message([1.0, 2.0], at_us=DAY + STEP))
+    write = sealing._write
+    refused: list[BaseException] = []
+
+    async def raise_floor_and_write(*arguments: Any) -> None:
+        try:
+            async with pool.acquire() as connection, connection.transaction():
+                await connection.execute("set local lock_timeout = '50ms'")
+                await connection.execute("update retention set floor = now() where tier = 'raw'")
+        except asyncpg.LockNotAvailableError as error:
+            refused.append(error)
+        await write(*arguments)
+
+    monkeypatch.setattr(sealing, "_write", raise_floor_and_write)
+    await seal(pool, LATER, progress())
+    assert len(refused) == 1
+    assert len(await blocks(pool)) == 2
 
 
 async def test_a_damaged_block_holds_up_no_other_and_its_frames_stay(pool: Pool) -> None:
