@@ -115,20 +115,6 @@ cross join lateral unnest(
 ) with ordinality as b (count, sum, min, max, first, last, reset, bucket)
 where b.count > 0;
 
--- Days (UTC) in which `frames` has rows: one look at the index of each partition.
-create function frames_days() returns setof timestamptz language plpgsql stable as $$
-declare
-    part  regclass;
-    found timestamptz;
-begin
-    for part in select inhrelid from pg_inherits where inhparent = 'frames'::regclass loop
-        execute format('select at from %s order by layout_id, at limit 1', part) into found;
-        if found is not null then
-            return next date_trunc('day', found, 'UTC');
-        end if;
-    end loop;
-end $$;
-
 -- Makes the partition that holds an instant; a no-op on a hypertable, which makes its own.
 -- Attaching a finished table locks out neither readers nor writers.
 drop function ensure_partition(date);
@@ -157,7 +143,7 @@ end $$;
 create table retention (
     tier      text primary key check (tier in ('raw', '5m', '1h')),
     keep      interval,                 -- null: for ever
-    max_bytes bigint,                   -- null: no bound on size
+    max_bytes bigint,                   -- on the row of raw, of all tiers together; null: no bound
     floor     timestamptz not null default '-infinity'  -- what is older was dropped, and stays so
 );
 insert into retention (tier, keep) values ('raw', '15 days'), ('5m', '90 days'), ('1h', '730 days');
@@ -185,13 +171,12 @@ language plpgsql as $$
 begin
     if exists (select from pg_partitioned_table where partrelid = parent::regclass) then
         return query
-        select format('%I', relname), begins, begins + days * interval '1 day',
+        select format('%I', relname), bounds[1]::timestamptz, bounds[2]::timestamptz,
                coalesce(pg_total_relation_size(oid), 0)
         from pg_inherits join pg_class on oid = inhrelid
-        cross join lateral (select to_date(right(relname, 8), 'YYYYMMDD')::timestamp
-                                   at time zone 'UTC') as from_name (begins)
-        join partitioned p on p.parent = $1
-        where inhparent = $1::regclass;
+        cross join regexp_match(pg_get_expr(relpartbound, oid),
+                                $bounds$FROM \('(.+)'\) TO \('(.+)'\)$bounds$) as bounds
+        where inhparent = parent::regclass and bounds is not null;
     else
         return query execute $chunks$
             select format('%I.%I', chunk_schema, chunk_name), range_start, range_end,
