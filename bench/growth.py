@@ -169,11 +169,15 @@ async def _ingest(opened: Sequence[Sized], say: Say, runs: int) -> dict[Size, tu
         await one.pipeline.run(warm_up(one.pipeline.load.hosts))
     found: dict[Size, list[float]] = {one.size: [] for one in opened}
     for number in range(runs):
-        for one in opened:
-            cost = server_us(await one.pipeline.run(MESSAGES))
-            found[one.size].append(cost)
+        # To and fro, so that what drifts falls on all alike.
+        for one in opened if number % 2 == 0 else reversed(opened):
+            run = await one.pipeline.run(MESSAGES)
+            found[one.size].append(server_us(run))
             size = f"{one.size.axis} ×{one.size.factor}"
-            say(f"{BENCH}: {size}: run {number + 1} of {runs}: {cost:.3f} µs a sample")
+            shares = ", ".join(
+                f"{name} {used / run.samples * 1e6:.3f}" for name, used in run.cpu_s.items()
+            )
+            say(f"{BENCH}: {size}: run {number + 1} of {runs}: µs a sample: {shares}")
     return {size: tuple(costs) for size, costs in found.items()}
 
 

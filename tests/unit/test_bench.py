@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import disk, growth, query
+from bench import disk, growth, query, tables
 from bench.__main__ import environment
 from bench.disk import Used
 from bench.figures import Figure, Options, keep, rounded, table
@@ -438,3 +438,36 @@ def test_a_plot_is_wellformed_and_higher_values_stand_higher() -> None:
     ]
     assert places == sorted(places)
     assert places[1][1] < places[0][1] < places[2][1]
+
+
+def line(**own: object) -> dict[str, object]:
+    return {"bench": "growth", "system": "vervet", "value": 1234.5, "unit": "µs", **own}
+
+
+def test_a_table_is_put_between_its_marks_and_the_text_stays() -> None:
+    lines = [
+        line(figure="query_cpu", axis="stored", factor=1, value=0.12345),
+        line(figure="query_cpu", axis="stored", factor=10),
+        line(figure="machine", unit="cores"),
+    ]
+    text = "before\n<!-- table: growth -->\nold\n<!-- end -->\nafter\n"
+    found = tables.renewed(text, lines)
+    assert found == (
+        "before\n<!-- table: growth -->\n"
+        "| what grows | size | query, ms |\n| --- | --- | --- |\n"
+        "| stored | ×1 | 0.123 |\n| stored | ×10 | 1,234 |\n"
+        "<!-- end -->\nafter\n"
+    )
+    assert tables.renewed(found, lines) == found
+
+
+def test_a_cell_says_whether_its_target_is_met() -> None:
+    lines = [line(figure="a", value=2.0, at_most=1.5), line(figure="b", value=1.0, at_most=1.5)]
+    assert tables.cell(lines, figure="a") == "2 (at most 1.5: **missed**)"
+    assert tables.cell(lines, figure="b") == "1 (at most 1.5: met)"
+    assert tables.cell(lines, figure="c") == tables.NONE
+
+
+def test_the_document_has_a_place_for_every_table() -> None:
+    text = tables.DOCUMENT.read_text()
+    assert {found["name"] for found in tables.MARKED.finditer(text)} == set(tables.TABLES)
