@@ -263,11 +263,12 @@ def _read_expect(case: Case, line: str) -> None:
 def verdict(case: Case, store: Store) -> str:
     """What is wrong about the answer; "" where it is right."""
     try:
-        query = parse(case.query)
         if case.range_us is not None:
-            result: Result = query.range(*case.range_us, store)
+            start_us, end_us, step_us = case.range_us
+            query = parse(case.query, step_us=step_us, range_us=end_us - start_us)
+            result: Result = query.range(start_us, end_us, step_us, store)
         else:
-            result = query.instant(case.at_us, store)
+            result = parse(case.query).instant(case.at_us, store)
     except QueryError as error:
         return _of_failure(case, str(error))
     if case.fails:

@@ -58,7 +58,8 @@ def complaint(text: str) -> str | None:
     return None
 
 
-def _tokens(text: str) -> Iterator[Token]:
+def tokens(text: str) -> Iterator[Token]:
+    """The tokens of an expression, without space and comments, and one for its end."""
     for found in _TOKEN.finditer(text):
         kind = str(found.lastgroup)
         if kind != "space":
@@ -70,7 +71,7 @@ class _Walk:
     """Goes through the tokens of one expression."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = list(_tokens(text))
+        self.tokens = list(tokens(text))
         self.place = 0
 
     @property

@@ -12,6 +12,7 @@ import promql_parser as grammar
 from engine.promql import functions, over_time
 from engine.promql.blocks import NAME
 from engine.promql.complaints import complaint
+from engine.promql.durations import AT_AN_INSTANT, Given, written_out
 from engine.promql.errors import QueryError
 from engine.promql.info import info_matchers
 from engine.promql.matchers import Matcher, MatchOp
@@ -64,10 +65,11 @@ _MATCH_OPS = {
 }
 
 
-def parse_tree(text: str) -> Node:
+def parse_tree(text: str, given: Given = AT_AN_INSTANT) -> Node:
     """The tree of an expression. Raises QueryError, in bounded time and stack."""
     _check_size(text)
     _know_former_names()
+    text = written_out(text, given)
     try:
         tree = _native(lambda: grammar.parse(text))
     except QueryError as error:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 
 from engine.promql.blocks import cell_bits, distinct_blocks
+from engine.promql.durations import Given
 from engine.promql.errors import QueryError, Unanswered
 from engine.promql.evaluation import Span, evaluate, samples_of, window_ends
 from engine.promql.limits import DEFAULT_LIMITS, Limits
@@ -23,6 +24,7 @@ from engine.promql.reading import Blocks, Select, bounds_of, selects_of
 from engine.promql.results import Matrix, Result, Scalar, matrix_of, vector_of
 from engine.promql.rollups import over_rollups
 from engine.promql.tables import Table, join_tables
+from engine.promql.windows import SECOND_US
 from schemas.values import ABSENT_BITS, STALE_BITS
 
 DEFAULT_LOOKBACK = timedelta(minutes=5)
@@ -98,9 +100,15 @@ def _answering() -> Iterator[None]:
         raise Unanswered(str(error)) from error
 
 
-def parse(text: str, *, lookback: timedelta = DEFAULT_LOOKBACK) -> Query:
-    """The query of a PromQL expression. Raises QueryError: wrong, or not supported yet."""
-    tree = parse_tree(text)
+def parse(
+    text: str, *, lookback: timedelta = DEFAULT_LOOKBACK, step_us: int = 0, range_us: int = 0
+) -> Query:
+    """The query of a PromQL expression. Raises QueryError: wrong, or not supported yet.
+
+    step_us, range_us: the step of a range query and its end less its start, of which durations in
+    the expression may be made.
+    """
+    tree = parse_tree(text, Given(step_us / SECOND_US, range_us / SECOND_US))
     return Query(text, tree, kind(tree), lookback // _MICROSECOND)
 
 

@@ -99,7 +99,7 @@ def range_query(settings: ApiSettings, given: Parameters) -> Asked:
             'invalid parameter "step": zero or negative query resolution step widths are not'
             " accepted. Try a positive integer"
         )
-    found = parsed(settings, given)
+    found = parsed(settings, given, step_us, end_us - start_us)
     if found.kind in _NOT_IN_RANGE:
         raise BadData(
             f'invalid parameter "query": invalid expression type "{_NOT_IN_RANGE[found.kind]}"'
@@ -122,12 +122,14 @@ def expression(settings: ApiSettings, given: Parameters) -> str:
     return text
 
 
-def parsed(settings: ApiSettings, given: Parameters) -> Query:
-    """The expression. Raises BadData, Unprocessable."""
+def parsed(settings: ApiSettings, given: Parameters, step_us: int = 0, range_us: int = 0) -> Query:
+    """The expression, of a range query with this step over this time. Raises BadData,
+    Unprocessable."""
     text = expression(settings, given)
     lookback = given.span("lookback_delta", settings.lookback)
     try:
-        return parse(text, lookback=lookback or settings.lookback)
+        within = lookback or settings.lookback
+        return parse(text, lookback=within, step_us=step_us, range_us=range_us)
     except QueryError as error:
         raise _wrong(text, error) from error
 

@@ -31,7 +31,7 @@ from tests.promqljudge import Memory, Question
 from tests.stack.peer_servers import prometheus_server
 from tests.stack.session import Stack
 
-EXPRESSIONS = int(os.environ.get("VERVET_TEST_EXPRESSIONS", "3000"))
+EXPRESSIONS = int(os.environ.get("VERVET_TEST_EXPRESSIONS", "1500"))
 SEED = 20
 FIRST_US = promqljudge.FIRST_S * promqljudge.SECOND_US
 

@@ -17,6 +17,7 @@ from engine.promql import (
     Vector,
     parse,
 )
+from engine.promql.durations import AT_AN_INSTANT, written_out
 from engine.promql.matchers import matches
 from schemas.values import ABSENT, STALE
 
@@ -663,3 +664,20 @@ def test_regular_expressions_are_anchored_and_linear(
     pattern: str, value: str, accepted: bool
 ) -> None:
     assert Matcher("a", MatchOp.REGEX, pattern).accepts(value) is accepted
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ('x{a="[1+1]"} offset 5m', 'x{a="[1+1]"} offset 5m'),
+        ("sum by (offset) (x[1m:30s])", "sum by (offset) (x[1m:30s])"),
+        ("a:b:c[2*1m:1*30s] # [1+1]", "a:b:c[120000ms:30000ms] # [1+1]"),
+    ],
+)
+def test_only_computed_durations_are_written_out(text: str, same: str) -> None:
+    assert written_out(text, AT_AN_INSTANT) == same
+
+
+def test_durations_in_many_parentheses_are_refused() -> None:
+    with pytest.raises(QueryError, match="nested deeper than 100"):
+        parse(f"x offset {'-(' * 5000}1{')' * 5000}")
