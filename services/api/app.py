@@ -48,11 +48,11 @@ def create_app(state: State, page: Path | None = None) -> FastAPI:
     app = FastAPI(title="Vervet", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
     app.state.vervet = state
     errors.install(app)
+    app.add_route(write.PATH, write.write, methods=["POST"])  # first: it is asked most often
     app.include_router(prometheus.router)
     app.include_router(queries.explain_router)
     app.include_router(resources.router)
     app.include_router(sse.router)
-    app.include_router(write.router)
     _add_operations(app, state)
     _add_page(app, page or PAGE)
 

@@ -26,10 +26,10 @@ from schemas.topology import EVENTS, PARTITION_HEADER, SAMPLES, sample_key
 from services.api.assembly import SAMPLES_AT_ONCE, Part, assemble, portions
 from services.api.placement import Placement, Recalled, Source, SourceKey
 from services.api.remote_write import Samples, Unusual, decompress, read
-from services.api.senders import Sender
+from services.api.senders import Sender, State
 from services.bus import Bus, BusError, Message
 from services.clock import instant, now_us
-from services.database import Pool
+from services.database import Pool, Verdict, verdict
 
 log = structlog.get_logger("vervet.api")
 
@@ -115,7 +115,6 @@ class Intake:
         self._large = asyncio.Lock()
         self.turns = asyncio.Semaphore(bounds.requests)
         """Of the requests that are taken at once."""
-        self._look_again: dict[Source, float] = {}
 
     async def take(self, body: bytes) -> Outcome:
         """Publish what a request holds; returns once the broker has confirmed it.
@@ -145,8 +144,10 @@ class Intake:
         return outcome
 
     async def _pass_on(self, placement: Placement, samples: Samples) -> None:
-        if self._look_again or placement.new(samples.numbers):
-            await self._learn(placement, samples)
+        if placement.look_again or placement.new(samples.numbers):
+            async with self._learning:
+                await self._learn(placement, samples)
+                await self._look_again(placement)
         parts = assemble(placement, samples)
         messages: list[SampleMessage] = []
         for part in parts:
@@ -157,20 +158,26 @@ class Intake:
         for begin in range(0, len(messages), MESSAGES_AT_ONCE):
             await self._publish(messages[begin : begin + MESSAGES_AT_ONCE])
         TAKEN.inc(len(samples))
-        for part in parts:
-            await self._tell(part)
+        heard = [(part, self._senders.setdefault(part.source.key, Sender())) for part in parts]
+        news = [
+            self._status(part, sender, state)
+            for part, sender in heard
+            if (state := sender.hear(part.newest_us, part.ended))
+        ]
+        for begin in range(0, len(news), MESSAGES_AT_ONCE):
+            await asyncio.gather(*map(self._tell, news[begin : begin + MESSAGES_AT_ONCE]))
 
     async def _publish(self, messages: Sequence[SampleMessage]) -> None:
         """Returns once all are confirmed. Raises BusError; those that were are sent again then."""
         results = await asyncio.gather(
             *(self._publish_one(one) for one in messages), return_exceptions=True
         )
-        for error in results:
-            if isinstance(error, BaseException):
-                # What is sent again has other numbers: the ones of this epoch stop here.
-                self._epoch = _new_epoch()
-                self._senders = {}
-                raise error
+        failed = [one for one in results if isinstance(one, BaseException)]
+        if failed:
+            # What is sent again has other numbers: those of this epoch end here.
+            self._epoch = _new_epoch()
+            self._senders = {}
+            raise failed[0]
 
     async def _publish_one(self, message: SampleMessage) -> None:
         source = message.source
@@ -183,32 +190,36 @@ class Intake:
 
     async def _learn(self, placement: Placement, samples: Samples) -> None:
         """Put series that are new here into layouts: those of the database, or else new ones."""
-        async with self._learning:
-            now_s = time.monotonic()
-            due = [source for source, at_s in self._look_again.items() if at_s <= now_s]
-            new = placement.new(samples.numbers)
-            for source in dict.fromkeys((*placement.sources(new), *due)):
+        for source in placement.sources(placement.new(samples.numbers)):
+            await self._recall(placement, source)
+        new = placement.new(samples.numbers)
+        if new:
+            at_us = samples.at_ms * 1000
+            placement.hear(samples.numbers, at_us)
+            first = dict(zip(samples.numbers[::-1].tolist(), at_us[::-1].tolist(), strict=True))
+            for source in placement.place(new, [first[number] for number in new]):
+                placement.look_again[source] = time.monotonic() + LOOK_AGAIN_S
+
+    async def _look_again(self, placement: Placement) -> None:
+        """Look for layouts that others made meanwhile. Nothing depends on it but their number."""
+        now_s = time.monotonic()
+        for source in [one for one, at_s in placement.look_again.items() if at_s <= now_s]:
+            try:
                 await self._recall(placement, source)
-                self._look_again.pop(source, None)
-            if new := placement.new(samples.numbers):
-                at_us = samples.at_ms * 1000
-                placement.hear(samples.numbers, at_us)
-                first = dict(zip(samples.numbers[::-1].tolist(), at_us[::-1].tolist(), strict=True))
-                for source in placement.place(new, [first[number] for number in new]):
-                    self._look_again[source] = now_s + LOOK_AGAIN_S
+            except Exception as error:
+                if verdict(error) is not Verdict.RETRY:
+                    raise
+                placement.look_again[source] = now_s + LOOK_AGAIN_S
+            else:
+                del placement.look_again[source]
 
     async def _recall(self, placement: Placement, source: Source) -> None:
         labels = present_labels(source.labels)
         rows = await self._pool.fetch(RECALL, labels, source.recalled)
         placement.recall(source, [_recalled(row) for row in rows])
 
-    async def _tell(self, part: Part) -> None:
-        """Say what is to be said of a source; when it cannot be, it is left."""
-        sender = self._senders.setdefault(part.source.key, Sender())
-        state = sender.hear(part.newest_us, part.ended)
-        if state is None:
-            return
-        status = AgentStatus(
+    def _status(self, part: Part, sender: Sender, state: State) -> AgentStatus:
+        return AgentStatus(
             state=state,
             source=part.source.labels,
             epoch=self._epoch,
@@ -216,13 +227,15 @@ class Intake:
             version=VERSION,
             interval_s=min(sender.interval_us / 1_000_000, 86_400),
         )
-        message = Message(
-            encode_status(status), EVENT_JSON, f"{self._epoch}/{secrets.token_hex(8)}"
-        )
+
+    async def _tell(self, status: AgentStatus) -> None:
+        """Publish what is to be said of a source; when that fails, it is left unsaid."""
+        identity = f"{status.epoch}/{secrets.token_hex(8)}"
+        message = Message(encode_status(status), EVENT_JSON, identity)
         try:
             await self._bus.publish(EVENTS, status.routing_key, message)
         except BusError as error:
-            log.warning("not told", source=part.source.labels, state=state, reason=str(error))
+            log.warning("not told", source=status.source, state=status.state, reason=str(error))
 
 
 async def _read_whole(placement: Placement, request: bytes, outcome: Outcome) -> list[Samples]:

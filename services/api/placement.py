@@ -129,6 +129,8 @@ class Placement:
         """Of the layouts."""
         self.last_us = np.zeros(0, np.int64)
         """The newest instant of each layout."""
+        self.look_again: dict[Source, float] = {}
+        """Sources with new layouts: when (monotonic) others may have made some of the same."""
         self._sources: dict[SourceKey, Source] = {}
         self._new: dict[int, tuple[Source, Series]] = {}
         self._reasons: list[str] = []

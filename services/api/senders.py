@@ -7,6 +7,8 @@ So their silence is told from their end by the rules that agents have: a source 
 from dataclasses import dataclass
 from typing import Literal
 
+State = Literal["started", "stopping"]
+
 SHORTEST_US = 15_000_000
 """Shorter intervals are not told: series with instants of their own would give any."""
 
@@ -24,7 +26,7 @@ class Sender:
     _gap_us: int = 0
     _ended: bool = False
 
-    def hear(self, newest_us: int, ended: bool) -> Literal["started", "stopping"] | None:
+    def hear(self, newest_us: int, ended: bool) -> State | None:
         """Take note of samples up to an instant at which all series end, or not; what to say."""
         first, back = not self._newest_us, self._ended and not ended
         if newest_us < self._newest_us:

@@ -6,8 +6,7 @@ again. https://prometheus.io/docs/specs/prw/remote_write_spec/#responses
 
 from collections.abc import Sequence
 
-import structlog
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import Counter
 
@@ -17,9 +16,7 @@ from services.api.remote_write import Malformed, TooLarge
 from services.api.state import State
 from services.bus import BusError, Refused
 
-log = structlog.get_logger("vervet.api")
-
-router = APIRouter()
+PATH = "/api/v1/write"
 
 REQUESTS = Counter("vervet_write_requests_total", "Requests of remote write", ["status"])
 
@@ -41,9 +38,6 @@ async def write(request: Request) -> Response:
     response = await _answer(request, state.intake)
     REQUESTS.labels(str(response.status_code)).inc()
     return response
-
-
-router.add_route("/api/v1/write", write, methods=["POST"])
 
 
 async def _answer(request: Request, intake: Intake | None) -> Response:

@@ -427,3 +427,17 @@ async def test_the_database_is_only_needed_for_series_that_are_new(
         assert answer.status_code == 503
         monkeypatch.undo()
         await sent(client, scrape(START_MS + 30_000, 151))
+
+
+async def test_looking_for_layouts_of_others_is_put_off_while_the_database_is_away(
+    bus: Bus, pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.api.intake.LOOK_AGAIN_S", 0.0)
+    async with api(bus, database_url) as client:
+
+        async def away(*_: object) -> None:
+            raise asyncpg.InterfaceError("away")
+
+        await sent(client, scrape(START_MS, 150))
+        monkeypatch.setattr("services.api.intake.Intake._recall", away)
+        await sent(client, scrape(START_MS + 15_000, 150))
