@@ -54,7 +54,7 @@ class Span(NamedTuple):
 
     lower: int
     upper: int
-    wanted: dict[int, tuple[Indexes, Indexes]]
+    wanted: dict[int, tuple[Indexes, slice | Indexes]]
 
 
 def spans(positions: Indexes) -> list[Span]:
@@ -70,7 +70,7 @@ def _spans(packed: bytes) -> list[Span]:
     found: list[Span] = []
     for group in np.unique(groups).tolist():
         places = np.flatnonzero(groups == group)
-        wanted = (positions[places] - group * sealed.GROUP, places)
+        wanted = (positions[places] - group * sealed.GROUP, _run(places))
         number = group + 1
         if found and number - found[-1].upper <= GAP:
             last = found.pop()
@@ -78,6 +78,12 @@ def _spans(packed: bytes) -> list[Span]:
         else:
             found.append(Span(number, number, {number: wanted}))
     return found
+
+
+def _run(places: Indexes) -> slice | Indexes:
+    """Consecutive places as a slice, which is quicker to write to."""
+    first, count = int(places[0]), len(places)
+    return slice(first, first + count) if int(places[-1]) - first + 1 == count else places
 
 
 class SealedSpan(NamedTuple):
@@ -109,18 +115,18 @@ def sealed_pieces(histories: Sequence[History]) -> list[Piece]:
     """One piece of each history; all are decompressed together. Raises Invalid."""
     pieces = [_room(one) for one in histories]
     groups: list[Group] = []
-    targets: list[tuple[Floats, Indexes]] = []
+    targets: list[tuple[Floats, slice | Indexes]] = []
     for history, piece in zip(histories, pieces, strict=True):
-        row = 0
+        row, columns = 0, piece.values.T
         for hour in history.hours:
-            rows = slice(row, row + hour.rows)
+            hours_columns = columns[:, row : row + hour.rows]
             row += hour.rows
             for group, places in _groups(hour, history.width):
                 groups.append(group)
-                targets.append((piece.values[rows], places))
+                targets.append((hours_columns, places))
     for place, values in unseal_groups(groups):
         target, places = targets[place]
-        target[:, places] = values.T
+        target[places] = values
     _fill_instants(histories, pieces)
     return pieces
 
@@ -131,7 +137,7 @@ def _room(history: History) -> Piece:
     return Piece(np.empty(rows, np.int64), np.empty((history.columns, rows)).T)
 
 
-def _groups(hour: SealedHour, width: int) -> Iterator[tuple[Group, Indexes]]:
+def _groups(hour: SealedHour, width: int) -> Iterator[tuple[Group, slice | Indexes]]:
     """Groups to be decompressed, and where their wanted columns go."""
     for span, data, begin, ends in hour.spans:
         for number, (inside, places) in span.wanted.items():

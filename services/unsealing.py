@@ -161,11 +161,13 @@ def _restore(
             np.cumsum(steps, axis=1, out=steps)
         else:
             steps[stepping] = np.cumsum(steps[stepping], axis=1)
-        steps *= some["divisor"][:, np.newaxis]
-        whole = integers[here]
+        if (some["divisor"] != 1).any():
+            steps *= some["divisor"][:, np.newaxis]
+        whole = integers if len(here) == len(integers) else integers[here]
         whole[:, 1:] += steps
         _scale(whole, some["scale"])
-        integers[here] = whole
+        if whole is not integers:
+            integers[here] = whole
 
 
 def _unfolded(planes: Bytes) -> Integers:
@@ -191,12 +193,13 @@ def _scale(integers: Integers, scales: Bytes) -> None:
     scaled = np.flatnonzero(scales != BITS)
     if not len(scaled):
         return
-    values = integers[scaled].astype(np.float64)
+    every = len(scaled) == len(scales)
+    values = (integers if every else integers[scaled]).astype(np.float64)
     times, by, again = _FACTORS[scales[scaled]].T[:, :, np.newaxis]
     for apply, factors in ((np.multiply, times), (np.divide, by), (np.divide, again)):
         if (factors != 1.0).any():
             apply(values, factors, out=values)
-    integers[scaled] = values.view(np.int64)
+    integers[slice(None) if every else scaled] = values.view(np.int64)
 
 
 def _put_exceptions(kept: Any, count: int, only: Sequence[int] | Indexes, values: Floats) -> None:
