@@ -53,8 +53,8 @@ that has more is a transaction of its own."""
 CELLS_PER_HOUR = 5_000
 """What an hour costs besides its cells, in cells; it bounds how many narrow ones go together."""
 
-LAYOUTS_PER_PAGE = 2_000
-"""Layouts whose hours are looked for at once."""
+LAYOUTS_PER_PAGE = 1_000
+"""Layouts whose hours are looked for at once; each look passes what was deleted since a vacuum."""
 
 HISTORY_LOCK = 0x5645_5256_4853
 """Advisory lock key of a transaction that changes sealed history: one at a time, so that two can't
@@ -69,6 +69,13 @@ select set_config(name, value, true) from (values
     ('enable_bitmapscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),
     ('enable_material', 'off')
 ) as setting (name, value)
+"""
+
+# The days of partitions that hold anything, be it deleted and not vacuumed: to look whether a row
+# is left would mean to walk past all that are not.
+DAYS = """
+select lower from list_partitions('frames') where pg_relation_size(name::regclass) > 0
+order by lower
 """
 
 PAGE = "select id, width from layouts where id > $1 order by id limit $2"
@@ -170,7 +177,7 @@ async def seal(pool: Pool, now: datetime, progress: Progress) -> timedelta:
     def age(starts: Iterable[int]) -> timedelta:
         return max((now - instant(start_us) for start_us in starts), default=timedelta(0))
 
-    for day_us in sorted(microseconds(day) for (day,) in await pool.fetch("select frames_days()")):
+    for day_us in [microseconds(day) for (day,) in await pool.fetch(DAYS)]:
         async for batch in _batches(pool, day_us, min(day_us + DAY_US, horizon_us + 1)):
             # Of what is left the batch is not the oldest, but nearly: days are in order.
             lag = age([start_us for _, start_us in left] + [one.start_us for one in batch])
