@@ -22,6 +22,7 @@ from services.api.service import serve
 from services.api.settings import ApiSettings
 from services.bus import Bus, Message, Unavailable
 from services.bus_memory import memory_bus
+from services.bus_rabbit import rabbit_bus
 from services.clock import now_us
 from services.database import Pool, open_pool
 from services.frames import Reader
@@ -29,6 +30,7 @@ from services.ingest.settings import IngestSettings
 from services.runtime import Context
 from tests.integration.test_api import answers
 from tests.processes import eventually, free_port
+from tests.stack.broker import Broker
 from tests.stack.remote_write import HEADERS, Sample, compressed, write_request
 
 START_MS = now_us() // 1_000_000 * 1000 - 600_000
@@ -357,6 +359,34 @@ async def test_it_is_to_be_sent_again_while_the_broker_is_away(
         assert await stored(pool) == expected(request)
         (agent,) = (await client.get("/v1/agents")).json()["items"]
         assert (agent["missing"], agent["version"]) == (0, "remote write")
+
+
+async def test_a_broker_that_blocks_or_is_away_has_requests_sent_again(
+    own_broker: Broker, pool: Pool, database_url: str
+) -> None:
+    request = scrape(START_MS, 300)
+    async with rabbit_bus(own_broker.url, name="api", publish_timeout_s=2.0) as bus:
+        await bus.declare(topology(1))
+        async with api(bus, database_url) as client:
+            await sent(client, request)
+            own_broker.management("set_vm_memory_high_watermark", "0.000001")
+            await eventually(lambda: refused(client, request))
+            own_broker.management("set_vm_memory_high_watermark", "0.4")
+            await eventually(lambda: taken(client, request))
+            await asyncio.to_thread(own_broker.kill)
+            await eventually(lambda: refused(client, request))
+            await asyncio.to_thread(own_broker.start)
+            await eventually(lambda: taken(client, request))
+
+
+async def refused(client: httpx.AsyncClient, request: Sequence[Series]) -> bool:
+    answer = await post(client, request)
+    assert answer.status_code in (204, 503), answer.text
+    return answer.status_code == 503 and "retry-after" in answer.headers
+
+
+async def taken(client: httpx.AsyncClient, request: Sequence[Series]) -> bool:
+    return (await post(client, request)).status_code == 204
 
 
 async def test_more_requests_than_are_taken_at_once_are_to_be_sent_again(
