@@ -89,15 +89,18 @@ async def measure(stack: Stack, say: Say, options: Options) -> list[Figure]:
     Prometheus' own scraper moves instants to where they should be, if they are within 2 ms of it:
     a sample takes it two bytes less then. Others' instants are what they are.
     """
-    aligned = await _round(stack, say, options, 0, PEERS)
-    peers = [system for system in PEERS if system in MOST_BY_PEER]
-    return aligned + await _round(stack, say, options, JITTER_MS, peers)
+    hosts, hours = (FULL_HOSTS, FULL_HOURS) if options.full else (HOSTS, HOURS)
+    compared = (SYSTEM, *MOST_BY_PEER)
+    figures = await _round(stack, say, compared, hosts, hours, 0)
+    figures += await _round(stack, say, compared, hosts, hours, JITTER_MS)
+    others = [system for system in PEERS if system not in compared]
+    return figures + await _round(stack, say, others, hosts if options.full else 1, hours, 0)
 
 
 async def _round(
-    stack: Stack, say: Say, options: Options, jitter_ms: int, peers: Iterable[str]
+    stack: Stack, say: Say, systems: Iterable[str], hosts: int, hours: int, jitter_ms: int
 ) -> list[Figure]:
-    hosts, hours = (FULL_HOSTS, FULL_HOURS) if options.full else (HOSTS, HOURS)
+    """The same history in each of the systems."""
     replay = Replay(read(), 0, jitter_ms)
     ticks = hours * HOUR_S * 1000 // replay.interval_ms
     history = History.of_whole_days(replay, hosts, ticks)
@@ -106,10 +109,13 @@ async def _round(
         "hosts": hosts, "hours": hours, "interval_s": replay.interval_ms / 1000,
         "jitter_ms": jitter_ms, "samples": samples,
     }  # fmt: skip
-    say(f"{BENCH}: {samples:,} samples of {hosts} hosts over {hours} h")
-    used = {SYSTEM: await _ours(stack, history, say)}
-    for system in peers:
-        used[system] = await _peer(stack, system, history, say)
+    say(f"{BENCH}: {samples:,} samples of {hosts} hosts over {hours} h, jitter {jitter_ms} ms")
+    used = {
+        system: await (
+            _ours(stack, history, say) if system == SYSTEM else _peer(stack, system, history, say)
+        )
+        for system in systems
+    }
     return figures_of(used, samples, parameters)
 
 
@@ -129,6 +135,8 @@ def figures_of(
             figures.append(figure("bytes_per_sample_of", size / samples, "B", part=part))
         if one.cpu_s is not None:
             figures.append(figure("compact_cpu_us_per_sample", one.cpu_s / samples * 1e6, "µs"))
+    if SYSTEM not in used:
+        return figures
     own = used[SYSTEM].parts
     kinds = {"bytes": sum(own.values()), "raw_bytes": sum(own.get(part, 0) for part in RAW)}
     for system, target in MOST_BY_PEER.items():
