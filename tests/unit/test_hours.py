@@ -1,6 +1,7 @@
 """A layout's hour on its way from frames to a block: bits, keys, and every order of arrival."""
 
 import math
+from random import Random
 
 import numpy as np
 from hypothesis import given
@@ -42,10 +43,10 @@ def frames(draw: st.DrawFn) -> dict[tuple[int, int], list[float]]:
 
 @given(frames(), st.randoms())
 def test_frames_come_out_of_copy_by_layout_and_hour_to_the_bit(
-    rows: dict[tuple[int, int], list[float]], random: st.DataObject
+    rows: dict[tuple[int, int], list[float]], order: Random
 ) -> None:
     sent = list(rows.items())
-    random.shuffle(sent)  # type: ignore[attr-defined]
+    order.shuffle(sent)
     copy = encode_copy(
         [Rows(layout(width), (at,), np.array(values).tobytes()) for (width, at), values in sent]
     )
