@@ -122,7 +122,8 @@ def at_rows(values: Floats, rows: Indexes) -> Floats:
 
 def may_have_nan(values: Floats) -> bool:
     """False only where no value is NaN, absent and stale ones included: one look at each."""
-    return bool(np.isnan(values.sum()))
+    with np.errstate(all="ignore"):  # the end of a series is a signalling NaN
+        return bool(np.isnan(values.sum()))
 
 
 def dense_parts(
