@@ -38,17 +38,23 @@ and not exists (
     where (select true from frames where layout_id = layouts.id and at > $1 and at <= $2 limit 1))
 """
 
+# No day is marked, and each that has hours of a layout has its row, but where these were dropped.
 ROLLUPS_5M_ARE_ROLLED_UP = """
 select not exists (select from days_due where start >= $1 and start < $2)
 and not exists (
-    select from (select distinct layout_id, date_bin('1 day', start, '1970-01-01 UTC') as day
-                 from rollups_5m where start >= $1 and start < $2) days
+    select from layouts
+    cross join generate_series($1, $2 - interval '1 day', interval '1 day') as day
     where day >= (select floor from retention where tier = '1h')
-      and not exists (select from rollups_1h r where r.start >= $1 and r.start < $2
-                      and r.layout_id = days.layout_id and r.start = day))
+      and (select true from rollups_5m r where r.layout_id = layouts.id and r.start >= day
+           and r.start < day + interval '1 day' and r.start >= $1 and r.start < $2 limit 1)
+      and (select true from rollups_1h r where r.layout_id = layouts.id and r.start = day
+           and r.start >= $1 and r.start < $2 limit 1) is null)
 """
 
 IS_ROLLED_UP = {"raw": RAW_IS_ROLLED_UP, "5m": ROLLUPS_5M_ARE_ROLLED_UP}
+
+CHECK_TIMEOUT_S = 240.0
+"""For millions of layouts: 10,000 take 0.3 s."""
 
 RAISE_FLOOR = "update retention set floor = greatest(floor, $2) where tier = $1"
 
@@ -135,7 +141,8 @@ async def _drop(pool: Pool, found: Drop) -> bool:
     if found.tier in IS_ROLLED_UP:
         async with pool.acquire() as connection, connection.transaction():
             await connection.execute("set local enable_seqscan = off")
-            if not await connection.fetchval(IS_ROLLED_UP[found.tier], *span):
+            query = IS_ROLLED_UP[found.tier]
+            if not await connection.fetchval(query, *span, timeout=CHECK_TIMEOUT_S):
                 log.warning("not dropped: not rolled up yet", partition=partition.name)
                 return False
 

@@ -48,13 +48,17 @@ async def days(pool: Pool, table: str) -> list[int]:
 async def sealed(pool: Pool, at: datetime, *, rolled_up: bool = True) -> None:
     """What sealing the hour from `at` leaves, with the rollups or without; data does not matter."""
     midnight = at.replace(hour=0)
+    await pool.execute(
+        """insert into layouts (id, hash, source, width) overriding system value
+           values (1000, '', '{}', 1) on conflict do nothing"""
+    )
     for table, start in (("blocks", at), ("rollups_5m", at), ("rollups_1h", midnight)):
         await pool.execute("select ensure_partition($1, $2)", table, start)
         if table == "blocks":
-            await pool.execute("insert into blocks values (1, $1, 1, '', '', '{}')", start)
+            await pool.execute("insert into blocks values (1000, $1, 1, '', '', '{}')", start)
         elif rolled_up:
             await pool.execute(
-                f"""insert into {table} values (1, $1, '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
+                f"""insert into {table} values (1000, $1, '{{}}', '{{}}', '{{}}', '{{}}', '{{}}',
                                                 '{{}}', '{{}}') on conflict do nothing""",
                 start,
             )
@@ -179,7 +183,7 @@ async def test_history_stays_while_a_late_row_of_it_waits_to_be_sealed(pool: Poo
 async def test_rollups_stay_until_their_days_are_rolled_up(pool: Pool) -> None:
     start = TODAY - 200 * DAY
     await sealed(pool, start)
-    await pool.execute("insert into days_due values (1, $1)", start)
+    await pool.execute("insert into days_due values (1000, $1)", start)
     await lag(pool)
     assert len(await days(pool, "rollups_5m")) == 1
     await pool.execute("delete from days_due")
