@@ -183,13 +183,25 @@ def transition_item(row: Record | Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# The newest value of each series of these metrics, whichever of its layouts has it.
+# The newest value of each series of these metrics, whichever of its layouts has it: from frames, or
+# from the rollups of what is sealed.
 NEWEST = """
 select distinct on (series.id) series.metric, series.labels, newest.value
-from series join layout_series on series_id = series.id
+from series join layout_series l on series_id = series.id
 cross join lateral (
-    select at, values[position] as value from frames
-    where frames.layout_id = layout_series.layout_id order by at desc limit 1) newest
+    (select at, values[position] as value from frames
+     where frames.layout_id = l.layout_id order by at desc limit 1)
+    union all
+    (select start + bucket * interval '5 minutes', lasts[(position - 1) * 12 + bucket]
+     from (select * from rollups_5m where layout_id = l.layout_id order by start desc limit 1) r,
+          generate_series(1, 12) as bucket
+     where counts[(position - 1) * 12 + bucket] > 0 order by bucket desc limit 1)
+    union all
+    (select start + bucket * interval '1 hour', lasts[(position - 1) * 24 + bucket]
+     from (select * from rollups_1h where layout_id = l.layout_id order by start desc limit 1) r,
+          generate_series(1, 24) as bucket
+     where counts[(position - 1) * 24 + bucket] > 0 order by bucket desc limit 1)
+    order by at desc limit 1) newest
 where metric = any($1) and newest.value >= 0
 order by series.id, newest.at desc
 """

@@ -16,6 +16,7 @@ from schemas.samples import SampleMessage
 from schemas.values import ABSENT, ABSENT_BITS, STALE
 from services import sealed
 from services.api import labels
+from services.api.store import pipeline
 from services.clock import instant, now_us, rfc3339
 from services.database import Pool, open_pool
 from services.frames import Limits, Reader
@@ -429,3 +430,20 @@ async def test_windows_on_the_edges_of_buckets_are_answered_by_rollups_exactly(
         for before, after in zip(*answers, strict=True):
             assert after[:2] == before[:2], name
             assert after[2] == pytest.approx(before[2], rel=1e-9), name
+
+
+async def test_what_an_agent_said_last_counts_when_it_is_sealed(pool: Pool) -> None:
+    own = tuple(
+        Series(f"vervet_agent_{name}", {}, "counter")
+        for name in ("samples_generated_total", "samples_dropped_total", "spool_samples")
+    )
+    rows = [[3.0 * n, 0.0, 2.0] for n in range(5)]
+    first_us = now_us() // DAY_US * DAY_US - 3 * DAY_US
+    await store(pool, sample_message(*rows, at_us=first_us + 1, step_us=MINUTE_US, series=own))
+    before = await pipeline(pool)
+    assert before["generated"] == 12 + before["stored"]
+    await seal(pool, instant(now_us()), Progress(timedelta(minutes=1)))
+    assert await pipeline(pool) == before
+    await roll_up_days(pool, instant(now_us()), Progress(timedelta(minutes=1)))
+    await pool.execute("delete from rollups_5m")
+    assert await pipeline(pool) == before
