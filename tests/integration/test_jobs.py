@@ -98,6 +98,25 @@ async def test_a_job_that_fails_is_shown_and_tried_again(
     ]
 
 
+async def test_a_job_that_hangs_is_cut_off(
+    plain_database_url: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "GRACE_S", 0.05)
+    runs = 0
+
+    async def run(own: Pool, _: datetime, __: Progress) -> timedelta:
+        nonlocal runs
+        runs += 1
+        await own.execute("select pg_sleep(600)", timeout=600)
+        return NONE
+
+    async with asyncio.TaskGroup() as group:
+        scheduler = group.create_task(run_jobs(plain_database_url, [job(run, most=NONE)]))
+        await until(lambda: runs == 2)
+        assert (await row(pool))["error"] == "TimeoutError"
+        scheduler.cancel()
+
+
 async def test_a_defect_of_a_job_is_not_hidden(plain_database_url: str) -> None:
     async def run(_: Pool, __: datetime, ___: Progress) -> timedelta:
         raise LookupError("a defect")
