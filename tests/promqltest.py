@@ -121,7 +121,9 @@ class Store:
         columns, values = [], []
         for line in lines:
             labels, rest = read_series(line)
-            if "{{" in rest or rest.startswith("@st"):
+            if rest.startswith("@st") or labels[NAME].endswith("@st"):
+                self.native.append(labels | {NAME: labels[NAME].removesuffix("@st")})
+            elif "{{" in rest:
                 self.native.append(labels)
             else:
                 if command.startswith("load_with_nhcb"):
@@ -141,7 +143,7 @@ class Store:
         try:
             selects = parse(query).selects(0, 0)
         except QueryError as error:
-            return "native histograms" in str(error)
+            return "native histograms" in str(error) or "not stored" in str(error)
         return any(matches(one.matchers, labels) for one in selects for labels in self.native)
 
     def __getitem__(self, select: Select) -> list[Block]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.promql import (
     aggregations,
+    edges,
     functions,
     info,
     matching,
@@ -18,6 +19,7 @@ from engine.promql import (
     windows,
 )
 from engine.promql.blocks import Block, Floats, Instants
+from engine.promql.errors import QueryError
 from engine.promql.functions import Value
 from engine.promql.limits import DEFAULT_LIMITS, Limits
 from engine.promql.nodes import (
@@ -102,6 +104,11 @@ def _number(node: Number, span: Span) -> Floats:
 def _selector(node: Selector, span: Span) -> Table:
     bounds = span.bounds
     blocks = span.blocks[reading.select_newest(node, bounds)]
+    if node.edges == edges.SMOOTHED:
+        instants = reading.steps_of(node, span.steps, bounds)
+        return edges.smoothed(blocks, instants, bounds.lookback_us, span.steps, span.limits)
+    if node.edges is not None:
+        raise QueryError(f"{node.edges} modifier can only be used with a range selector")
     steps = reading.steps_of(node, span.steps, bounds)
     return windows.newest(blocks, steps, bounds.lookback_us, span.limits)
 
@@ -169,6 +176,17 @@ def _over_windows(function: str, arguments: Sequence[Node], span: Span) -> Table
             selected = argument
         else:
             parameters.append(np.asarray(evaluate(argument, span), dtype=np.float64))
+    if isinstance(selected, RangeSelector) and selected.selector.edges is not None:
+        return edges.over_edges(
+            samples_of(selected, span),
+            window_ends(selected, span),
+            selected.range_us,
+            function,
+            selected.selector.edges,
+            span.steps,
+            span.bounds.lookback_us,
+            span.limits,
+        )
     return windows.over_windows(
         samples_of(selected, span),
         window_ends(selected, span),

@@ -25,11 +25,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """An instant selector. `pinned`: the instant of `@` in µs, or "start" or "end" of the query."""
+    """An instant selector. `pinned`: the instant of `@` in µs, or "start" or "end" of the query.
+
+    edges: the modifier "anchored" or "smoothed" (edges.py).
+    """
 
     matchers: tuple[Matcher, ...]
     offset_us: int = 0
     pinned: int | Literal["start", "end"] | None = None
+    edges: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

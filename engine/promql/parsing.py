@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import promql_parser as grammar
 
-from engine.promql import functions, over_time
+from engine.promql import edges, functions, over_time
 from engine.promql.blocks import NAME
 from engine.promql.complaints import complaint
 from engine.promql.durations import AT_AN_INSTANT, Given, written_out
@@ -56,6 +56,7 @@ FUNCTION_NAMES = frozenset(
 NATIVE_HISTOGRAMS = frozenset(
     f"histogram_{word}" for word in ("avg", "count", "sum", "stddev", "stdvar")
 )
+STARTS = "start_timestamp"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MATCH_OPS = {
     "MatchOp.Equal": MatchOp.EQUAL,
@@ -69,7 +70,7 @@ def parse_tree(text: str, given: Given = AT_AN_INSTANT) -> Node:
     """The tree of an expression. Raises QueryError, in bounded time and stack."""
     _check_size(text)
     _know_former_names()
-    text = written_out(text, given)
+    text = edges.marked(written_out(text, given))
     try:
         tree = _native(lambda: grammar.parse(text))
     except QueryError as error:
@@ -169,12 +170,21 @@ def _node(tree: Any, depth: int) -> Node:
 
 
 def _selector(tree: Any, depth: int) -> Selector:
+    selector = _any_selector(tree)
+    if all(one.accepts("") for one in selector.matchers):
+        raise QueryError("vector selector must contain at least one non-empty matcher")
+    return selector
+
+
+def _any_selector(tree: Any) -> Selector:
+    """A selector, or the labels of info(), which may match series without any of them."""
     if tree.matchers.or_matchers:
         raise QueryError("`or` between matchers is not PromQL; use =~ with alternatives")
     found = [Matcher(m.name, _MATCH_OPS[str(m.op)], m.value) for m in tree.matchers.matchers]
     if tree.name is not None:
         found.insert(0, Matcher(NAME, MatchOp.EQUAL, tree.name))
-    return Selector(tuple(found), _microseconds(tree.offset), _pinned(tree.at))
+    matchers, modifier = edges.taken(found)
+    return Selector(matchers, _microseconds(tree.offset), _pinned(tree.at), modifier)
 
 
 def _pinned(at: Any) -> Any:
@@ -245,9 +255,14 @@ def _call(tree: Any, depth: int) -> Call | Info:
     if name == "info":
         return _info(tree, depth)
     if name not in FUNCTION_NAMES:
-        reason = "native histograms are" if name in NATIVE_HISTOGRAMS else "it is"
-        raise QueryError(f"function {name}() is not supported: {reason} not built")
+        raise QueryError(f"function {name}() is not supported: {_why_not(name)}")
     return Call(name, tuple(_node(argument, depth) for argument in tree.args))
+
+
+def _why_not(function: str) -> str:
+    if function in NATIVE_HISTOGRAMS:
+        return "native histograms are not built"
+    return "it is not stored when a counter began" if function == STARTS else "it is not built"
 
 
 def _info(tree: Any, depth: int) -> Info:
@@ -256,7 +271,7 @@ def _info(tree: Any, depth: int) -> Info:
         labels = tree.args[1]
         if type(labels).__name__ != "VectorSelector" or labels.name is not None:
             raise QueryError("expected label selectors only in the second argument of info()")
-        asked = _selector(labels, depth).matchers
+        asked = _any_selector(labels).matchers
     operand = _node(tree.args[0], depth)
     return Info(operand, Selector(info_matchers(asked), *(_reference(operand) or ())))
 

@@ -157,6 +157,8 @@ class Parser:
 
 def _samples(node: RangeSelector | Subquery, span: Span) -> Matrix:
     """The samples of a range selector or subquery as they are, stale markers left out."""
+    if isinstance(node, RangeSelector) and node.selector.edges is not None:
+        raise QueryError(f"{node.selector.edges} modifier can only be used within a function")
     blocks = distinct_blocks(samples_of(node, span))
     end = int(window_ends(node, span)[0])
     every = [b.at[(b.at > end - node.range_us) & (b.at <= end)] for b in blocks]

@@ -80,8 +80,8 @@ def select_newest(node: Selector, bounds: Bounds) -> Select:
     return Select(
         node.matchers,
         start_us - bounds.lookback_us,
-        end_us,
-        newest=not bounds.nested,
+        end_us + _ahead(node, bounds),
+        newest=not bounds.nested and node.edges is None,
         window_us=bounds.lookback_us,
     )
 
@@ -91,12 +91,17 @@ def select_range(node: RangeSelector, bounds: Bounds) -> Select:
     start_us, end_us = _shifted(node.selector, bounds)
     return Select(
         node.selector.matchers,
-        start_us - node.range_us,
-        end_us,
+        start_us - node.range_us - (bounds.lookback_us if node.selector.edges else 0),
+        end_us + _ahead(node.selector, bounds),
         column=node.column,
         window_us=node.range_us,
         grid_us=0 if bounds.nested or not node.exact else gcd(start_us, node.range_us),
     )
+
+
+def _ahead(node: Selector, bounds: Bounds) -> int:
+    """How far after its instants a selector reads."""
+    return bounds.lookback_us if node.edges == "smoothed" else 0
 
 
 def within(node: Subquery, bounds: Bounds) -> Bounds:

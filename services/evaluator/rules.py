@@ -115,6 +115,8 @@ def _crossing(node: Node) -> str | None:
                 return "vectors of several instances are matched; match on (instance) as well"
         case Call("scalar" | "vector" | "absent" | "absent_over_time" as function):
             return f"{function}() loses the instance, which is not supported in rules yet"
+        case Selector(edges=str(modifier)):
+            return f"{modifier} is not possible in rules evaluated on arrival"
         case Selector(_, offset_us, pinned) | Subquery(_, _, _, offset_us, pinned) if (
             pinned is not None or offset_us < 0 or timedelta(microseconds=offset_us) > MAX_WINDOW
         ):

@@ -24,7 +24,7 @@ from tests import promqlgrammar
         ("rate(x[5m", "1:10: parse error: unexpected end of input; expected ']'"),
         ("sum(x) by", "1:10: parse error: unexpected end of input; expected '('"),
         ("sum by (a (x)", "1:11: parse error: unexpected '('; expected a label name or ')'"),
-        ("x[5m] smoothed", "1:7: parse error: unexpected 'smoothed'; expected an operator or the"),
+        ("(x) smoothed", "1:5: parse error: unexpected 'smoothed'; expected an operator or the"),
     ],
 )
 def test_an_error_tells_line_column_and_what_was_expected(text: str, said: str) -> None:

@@ -72,6 +72,7 @@ groups:
         ("alert: A\nexpr: x * on (job) y", "match on (instance) as well"),
         ("alert: A\nexpr: x * ignoring (instance) y", "match on (instance) as well"),
         ("alert: A\nexpr: x > scalar(y)", "scalar() loses the instance"),
+        ("alert: A\nexpr: rate(x[5m] smoothed)", "smoothed is not possible in rules"),
         ("alert: A\nexpr: x @ 5", "@ and negative offsets"),
         ("alert: A\nexpr: rate(x[2d])", "a range of more than 1d"),
         ("alert: A\nexpr: max_over_time(x[2d:])", "a range of more than 1d"),
