@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 from pydantic import SecretStr
 
@@ -320,7 +320,7 @@ async def test_a_message_that_no_retry_mends_is_isolated_and_its_neighbours_are_
         {"job": "node", "instance": "other"}, "e1", 0, (frame("c", b"bad", [start], [[1]]),)
     )
     bad = Message(encode(other), SAMPLES_MSGPACK, "bad", {"instance": "other"})
-    wrong = dataclasses.replace(
+    wrong = msgspec.structs.replace(
         sample(0, start, load=2), message_id="wrong", headers={"instance": "web2"}
     )
     messages = [bad, wrong, *[sample(n, start + n * 10 * SECOND, load=2) for n in range(3)]]
