@@ -24,7 +24,7 @@ from services.frame_pieces import Piece, block, joined
 from services.rollup_pieces import FINE, numbers, points_of
 from services.rollup_reading import Floors, Part, parts_of, read_floors, sealed_until
 from services.sample_reading import COUNT, SAMPLES, Wanted, arguments_of, wanted_of
-from services.series_lookup import Catalogue, Selected
+from services.series_lookup import Catalogue, Selected, aside
 
 
 class Limits(NamedTuple):
@@ -144,7 +144,7 @@ class Snapshot:
         selected = await self.catalogue.select(self.connection, matchers, self._limits.series)
         if not selected:
             return []
-        wanted = [wanted_of(one) for one in selected]
+        wanted, arguments = await aside(len(selected), lambda: _prepared(selected))
         floors = await self._floors(start_us)
         before = self.samples.total()
         if grid_us and grid_us % FINE.bucket_us == 0 and end_us - start_us >= WORTH_ROLLUPS_US:
@@ -156,7 +156,7 @@ class Snapshot:
             for part in parts_of(floors, start_us, end_us)
         ]
         key = (tuple(matchers), max(start_us, floors.raw_us), end_us)
-        rows = [] if key in self._pieces else await self._samples(wanted, *key[1:])
+        rows = [] if key in self._pieces else await self._samples(wanted, arguments, *key[1:])
 
         def assemble() -> list[Block]:
             stand_ins = rollup_reading.pieces_of(old, column, window_us, wanted)
@@ -174,12 +174,18 @@ class Snapshot:
         small = self.samples.total() - before <= INLINE_CELLS
         return assemble() if small else await asyncio.to_thread(assemble)
 
-    async def _samples(self, wanted: Sequence[Wanted], start_us: int, end_us: int) -> list[Record]:
+    async def _samples(
+        self,
+        wanted: Sequence[Wanted],
+        arguments: Sequence[list[int]],
+        start_us: int,
+        end_us: int,
+    ) -> list[Record]:
         if start_us >= end_us:
             return []
         start, end = clock.clamped(start_us), clock.clamped(end_us)
         await self._check_size([one.selected for one in wanted], start, end)
-        rows = await self.connection.fetch(SAMPLES, start, end, *arguments_of(wanted))
+        rows = await self.connection.fetch(SAMPLES, start, end, *arguments)
         for row in rows:
             if not row["span"]:
                 tier = "head" if row["start"] is None else "sealed"
@@ -190,8 +196,13 @@ class Snapshot:
     async def _rollups(
         self, part: Part, column: str, window_us: int, wanted: Sequence[Wanted]
     ) -> list[Record]:
-        rows = await rollup_reading.read_rows(self.connection, part, column, wanted)
         points = part.tier.buckets * points_of(part.tier, column, window_us)
+        series = sum(len(one.positions) for one in wanted)
+        span_us = min(part.end_us, clock.now_us()) - part.start_us
+        if series * span_us // part.tier.row_us * points > self._limits.cells:
+            count = await rollup_reading.count_series(self.connection, part, wanted)
+            self._check_cells(self.samples.total() + count * points)
+        rows = await rollup_reading.read_rows(self.connection, part, column, wanted)
         for row in rows:
             self.samples[f"rollups_{part.tier.name}"] += points * len(
                 wanted[row["place"]].positions
@@ -229,6 +240,11 @@ class Snapshot:
             raise QueryError(
                 f"the query reads {cells:,} samples; at most {self._limits.cells:,}: narrow it"
             )
+
+
+def _prepared(selected: Sequence[Selected]) -> tuple[list[Wanted], list[list[int]]]:
+    wanted = [wanted_of(one) for one in selected]
+    return wanted, arguments_of(wanted)
 
 
 async def read(

@@ -99,6 +99,21 @@ async def read_rows(
     )
 
 
+async def count_series(connection: Connection, part: Part, wanted: Sequence[Wanted]) -> int:
+    """Over all rows of a tier that would be read: how many wanted series each tells of."""
+    count: int = await connection.fetchval(
+        f"""select coalesce(sum(series), 0)
+            from unnest($3::integer[], $4::integer[]) as wanted (layout_id, series)
+            join {part.tier.table} using (layout_id)
+            where start >= $1 and start < $2""",
+        clock.clamped(part.start_us - part.tier.row_us),
+        clock.clamped(part.end_us),
+        [one.selected.layout_id for one in wanted],
+        [len(one.selected.columns) for one in wanted],
+    )
+    return count
+
+
 def pieces_of(
     read: Sequence[tuple[Part, Sequence[Record]]],
     column: str,

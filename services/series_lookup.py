@@ -31,7 +31,7 @@ ALWAYS_OF_SOURCE = ("job", "instance")
 """Labels that no series has of its own (schemas/samples.py)."""
 
 MAX_INLINE = 1000
-"""Candidates that are decided on the event loop: about 2 ms."""
+"""Layouts, or shapes of them, that are worked on on the event loop: a few milliseconds."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -142,7 +142,7 @@ class Catalogue:
     ) -> list[Selected]:
         """What the matchers select, one per layout. Raises QueryError past `max_series`."""
         found = await self.matches(connection, matchers, max_series)
-        return await _aside(len(found), lambda: self._selected(found, max_series))
+        return await aside(len(found), lambda: self._selected(found, max_series))
 
     async def matches(
         self, connection: Connection, matchers: Sequence[Matcher], max_series: int | None = None
@@ -167,7 +167,7 @@ class Catalogue:
             connection, self._shapes, SHAPES, {one["shape_id"] for one in left}, _shape
         )
         left = [one for one in left if one["shape_id"] in shapes]  # not collected meanwhile
-        return await _aside(len(left), lambda: _decided(matchers, left, sources, shapes))
+        return await aside(len(left), lambda: _decided(matchers, left, sources, shapes))
 
     async def _candidates(
         self, connection: Connection, matchers: Sequence[Matcher], max_series: int | None
@@ -300,7 +300,7 @@ def _decided(
     return found
 
 
-async def _aside(size: int, work: Callable[[], T]) -> T:
+async def aside(size: int, work: Callable[[], T]) -> T:
     """The result of `work`: in a thread where it would keep the event loop from others."""
     return work() if size <= MAX_INLINE else await asyncio.to_thread(work)
 

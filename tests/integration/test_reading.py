@@ -30,6 +30,7 @@ from tests.processes import eventually
 
 HOUR_US = 3_600_000_000
 MINUTE_US = 60_000_000
+DAY_US = 24 * HOUR_US
 T0 = now_us() // HOUR_US * HOUR_US - 6 * HOUR_US
 WINDOW = Window(timedelta(days=30), timedelta(days=1))
 EVERYTHING = [Matcher("__name__", MatchOp.REGEX, ".+")]
@@ -319,6 +320,19 @@ async def test_too_many_samples_are_refused_before_they_are_read(any_pool: Pool)
             await snapshot.read(EVERYTHING, T0, T0 + HOUR_US)
 
 
+async def test_too_many_rollups_are_refused_before_they_are_read(any_pool: Pool) -> None:
+    first_us = now_us() // DAY_US * DAY_US - 3 * DAY_US
+    await store(any_pool, sample_message([1.0, 2.0], at_us=first_us + 1))
+    await seal(any_pool, instant(now_us()), Progress(timedelta(minutes=1)))
+    await any_pool.execute("update rollups_5m set lasts = '{}', counts = '{}'")
+    await any_pool.execute(
+        "update retention set floor = $1 where tier = 'raw'", instant(first_us + DAY_US)
+    )
+    with pytest.raises(QueryError, match="reads 24 samples; at most 23"):
+        async with Reader(any_pool).snapshot(Limits(cells=23)) as snapshot:
+            await snapshot.read(EVERYTHING, first_us, first_us + DAY_US)
+
+
 async def test_a_cancelled_read_ends_on_the_server_too(any_pool: Pool) -> None:
     await store(any_pool, sample_message([1.0, 2.0], at_us=T0 + 1))
     waiting = """select count(*) from pg_stat_activity
@@ -336,9 +350,6 @@ async def test_a_cancelled_read_ends_on_the_server_too(any_pool: Pool) -> None:
             await reading
         assert not await reads_wait()
     assert len(await read(any_pool, EVERYTHING, T0, T0 + HOUR_US)) == 1
-
-
-DAY_US = 24 * HOUR_US
 
 
 async def answer(pool: Pool, text: str, start_us: int, end_us: int) -> tuple[list[Any], list[str]]:
