@@ -30,7 +30,9 @@ class Sorted(NamedTuple):
 
     def spread(self, cells: Floats) -> Floats:
         """A value of each group at each of its columns."""
-        return np.repeat(cells, np.diff(self.starts, append=self.values.shape[1]), axis=1)
+        sizes = np.diff(self.starts, append=self.values.shape[1])
+        # Not np.repeat of the cells: no other thread would run meanwhile.
+        return cells.take(np.repeat(np.arange(len(sizes)), sizes), axis=1)
 
 
 def aggregate(op: str, table: Table, *, without: bool, labels: tuple[str, ...]) -> Table:

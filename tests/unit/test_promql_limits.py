@@ -142,3 +142,21 @@ def test_regular_expressions_that_are_too_large_are_never_compiled(expression: s
 def test_ordinary_regular_expressions_are_small_enough() -> None:
     of_dashboards = r"^(?:\\d{1,3}\\.){3}\\d{1,3}(:\\d+)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}|\\w+-\\w+"
     parse(f'x{{a=~"{of_dashboards}",b!~"tmpfs|fuse.lxcfs|squashfs|vfat"}}')
+
+
+@pytest.mark.parametrize("function", ["max", "min", "sum", "avg"])
+@pytest.mark.parametrize("span", ["1s", "7s", "100s"])
+def test_windows_give_the_same_however_few_are_reduced_at_once(
+    function: str, span: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = parse(f"{function}_over_time(x[{span}])")
+    end_us = 2 * INSTANTS * SECOND_US
+    blocks = dict.fromkeys(query.selects(0, end_us), blocks_of(1))
+    whole = query.range(0, end_us, SECOND_US, blocks)
+    asks: list[int] = []
+    monkeypatch.setattr("engine.promql.over_time.REDUCED_CELLS", 1)
+    limits = Limits(check=lambda: asks.append(1))
+    parts = query.range(0, end_us, SECOND_US, blocks, limits)
+    assert np.array_equal(whole.present, parts.present)
+    assert np.array_equal(whole.values[whole.present], parts.values[parts.present])
+    assert len(asks) >= 2 * INSTANTS
