@@ -1,6 +1,8 @@
 """Our answers beside those of a real Prometheus that holds the same samples."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -276,3 +278,29 @@ async def test_a_prometheus_federates_from_it(ours: httpx.AsyncClient, stack: St
     assert {str(one["metric"]): one["value"][1] for one in own["data"]["result"]} == (
         federated_samples
     )
+
+
+async def test_promtool_queries_it(
+    ours: httpx.AsyncClient, theirs: PeerServer, promtool: Path
+) -> None:
+    """Its own client, on ours and on theirs: the same output."""
+    end = START_S + 600
+    for command in (
+        ["instant", f"--time={START_S + 130}", "{url}", "node_load1"],
+        ["range", f"--start={START_S}", f"--end={end}", "--step=60s", "{url}", "node_load1 * 2"],
+        ["series", "--match=node_load1", f"--start={START_S}", f"--end={end}", "{url}"],
+        ["labels", "{url}", "instance"],
+    ):
+
+        async def said(url: str, command: list[str] = command) -> list[str]:
+            given = [one.format(url=url) for one in command]
+            process = await asyncio.create_subprocess_exec(
+                promtool, "query", *given, stdout=asyncio.subprocess.PIPE
+            )
+            output, _ = await process.communicate()
+            assert process.returncode == 0
+            return sorted(output.decode().splitlines())
+
+        own = await said(str(ours.base_url).rstrip("/"))
+        assert own
+        assert set(own) <= set(await said(theirs.url)), command
