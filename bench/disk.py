@@ -16,7 +16,7 @@ import httpx
 
 from bench.figures import Figure, Options
 from bench.history import History, Ours, fill_peer, ours
-from bench.peers import get
+from bench.peers import get, had
 from bench.processes import await_idle
 from bench.recording import read
 from bench.replay import JITTER_MS, Replay
@@ -61,6 +61,12 @@ group by root
 """Sizes by table, those of its partitions or chunks included."""
 
 WAL_BYTES = "select coalesce(sum(size), 0)::bigint from pg_ls_waldir()"
+
+BLOCK_BYTES = """
+select coalesce(sum(octet_length(at) + octet_length(data) + 4 * cardinality(ends)), 0)::bigint
+from blocks
+"""
+"""What sealing made, without what PostgreSQL adds to keep it."""
 
 PARTS = {
     "head": ("frames",),
@@ -115,6 +121,7 @@ async def _round(
             _ours(stack, history, say) if system == SYSTEM else _peer(stack, system, history, say)
         )
         for system in systems
+        if system == SYSTEM or had(stack, system, say)
     }
     return figures_of(used, samples, parameters)
 
@@ -173,6 +180,7 @@ async def sizes(store: Ours) -> tuple[dict[str, int], dict[str, int]]:
         for part, names in PARTS.items()
     }
     parts["other"] = sum(tables.values())
+    inside["blocks themselves, included"] = await store.admin.fetchval(BLOCK_BYTES)
     wal = await store.admin.fetchval(WAL_BYTES)
     return parts, {**inside, "wal": wal}
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from bench.figures import Figure, Options, Parameters
 from bench.hosts import STEP_MS, Load
-from bench.peers import PEERS, peer
+from bench.peers import PEERS, had, peer
 from bench.pipeline import Run, pipeline
 from services.clock import now_us
 from tests.stack.process import Say
@@ -109,10 +109,12 @@ async def _runs(
     stack: Stack, say: Say, contenders: Sequence[Contender], runs: int
 ) -> dict[Contender, list[Run]]:
     """The contenders' runs, in turns, so that what else the machine does falls on all alike."""
-    measured: dict[Contender, list[Run]] = {one: [] for one in contenders}
+    measured: dict[Contender, list[Run]] = {}
     async with AsyncExitStack() as resources:
         systems = {
-            one: await resources.enter_async_context(opened(stack, one, runs)) for one in contenders
+            one: await resources.enter_async_context(opened(stack, one, runs))
+            for one in contenders
+            if one.system == SYSTEM or had(stack, one.system, say)
         }
         for one, system in systems.items():
             say(f"{BENCH}: {_title(one)}: warming up")
@@ -120,7 +122,7 @@ async def _runs(
         for number in range(runs):
             for one, system in systems.items():
                 run = await system.run(one.messages)
-                measured[one].append(run)
+                measured.setdefault(one, []).append(run)
                 say(
                     f"{BENCH}: {_title(one)}: run {number + 1} of {runs}:"
                     f" {server_us(run):.3f} µs a sample without the publisher,"

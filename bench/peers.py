@@ -19,12 +19,14 @@ from bench.figures import Failed
 from bench.hosts import Load
 from bench.pipeline import Run, talking
 from bench.processes import await_idle, cpu_of_all_s, peaks_mib
+from tests.stack.choice import Unavailable
 from tests.stack.peer_servers import (
     PeerServer,
     influxdb_server,
     prometheus_server,
     victoria_metrics_server,
 )
+from tests.stack.process import Say
 from tests.stack.session import Stack
 
 IDLE_TIMEOUT_S = 20.0
@@ -36,6 +38,7 @@ class Kind:
     """A peer: how it is started, what it is sent, and how many samples it says it has stored."""
 
     serve: Callable[[Stack], AbstractContextManager[PeerServer]]
+    program: str
     form: str
     stored: Callable[[PeerServer], int]
     flush_path: str | None = None
@@ -55,11 +58,15 @@ def influxdb_stored(server: PeerServer) -> int:
 
 
 PEERS: Mapping[str, Kind] = {
-    "prometheus": Kind(prometheus_server, "remote-write", prometheus_stored),
+    "prometheus": Kind(prometheus_server, "prometheus", "remote-write", prometheus_stored),
     "victoria-metrics": Kind(
-        victoria_metrics_server, "remote-write", victoria_metrics_stored, "/internal/force_flush"
+        victoria_metrics_server,
+        "victoria-metrics",
+        "remote-write",
+        victoria_metrics_stored,
+        "/internal/force_flush",
     ),
-    "influxdb": Kind(influxdb_server, "lines", influxdb_stored),
+    "influxdb": Kind(influxdb_server, "influxd", "lines", influxdb_stored),
 }
 
 
@@ -109,6 +116,16 @@ class Peer:
         generated, stored = self.published * self.load.samples, self.kind.stored(self.server)
         if stored != generated:
             raise Failed(f"{generated} samples were generated, {self.system} stored {stored}")
+
+
+def had(stack: Stack, system: str, say: Say) -> bool:
+    """Whether a peer can be had here; where it can't, ours is measured without it."""
+    try:
+        stack.peer(PEERS[system].program)
+    except Unavailable as error:
+        say(f"{system} is left out: {error}")
+        return False
+    return True
 
 
 @asynccontextmanager
