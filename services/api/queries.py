@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from engine.promql import Matrix, Query, QueryError, Result, Vector, parse
 from engine.promql.places import placed
 from engine.promql.printing import format_query as printed
+from engine.promql.remarks import remarks
 from engine.promql.syntax import parse_query as tree_of
 from services.api import encoding, explaining
 from services.api.envelope import TRUNCATED, success, success_pieces, whole
@@ -156,16 +157,28 @@ async def _answered(request: Request, state: State, given: Parameters, asked: As
     limit, with_stats = given.limit(), given.first("stats") is not None
 
     def present(result: Result, costs: Costs, check: Check) -> list[bytes]:
-        shown, warnings = _limited(result, limit)
+        shown, cut = _limited(result, limit)
         kind, pieces = encoding.data(shown, asked.end_us)
         written = [b'{"resultType":"%b","result":' % kind.encode()]
         for piece in pieces:
             check()
             written.append(piece)
         written.append(b',"stats":' + _stats(costs) + b"}" if with_stats else b"}")
-        return success_pieces(written, warnings, costs.notes)
+        warnings, infos = _remarks(asked, costs)
+        return success_pieces(written, [*cut, *warnings], [*costs.notes, *infos])
 
     return whole(await _evaluated(request, state, given, asked, present))
+
+
+def _remarks(asked: Asked, costs: Costs) -> tuple[list[str], list[str]]:
+    """(warnings, infos) on the expression."""
+    found = {read.select.matchers for read in costs.reads if read.series}
+    query = asked.query
+    every = remarks(query.text, query.tree, lambda selector: selector.matchers in found)
+    return (
+        [one.text for one in every if one.level == "warning"],
+        [one.text for one in every if one.level == "info"],
+    )
 
 
 def _limited(result: Result, limit: int) -> tuple[Result, Sequence[str]]:

@@ -95,6 +95,21 @@ async def test_the_lookback_is_a_parameter(bus: Bus, url: str) -> None:
     assert found["data"]["result"][0]["value"][1] == "2"
 
 
+async def test_likely_mistakes_stand_beside_the_answer(bus: Bus, url: str) -> None:
+    async with api(bus, url) as client:
+        at = {"time": str(START_S + 600), "query": "quantile(2, rate(node_load1[5m]))"}
+        answer = (await client.get("/api/v1/query", params=at)).json()
+        nothing = {**at, "query": "rate(absent[5m])"}
+        assert (await client.get("/api/v1/query", params=nothing)).json().keys() == {
+            "status",
+            "data",
+        }
+    assert answer["data"]["result"][0]["value"][1] == "+Inf"
+    (warning,), (info,) = answer["warnings"], answer["infos"]
+    assert "between 0 and 1, got 2 (1:10)" in warning
+    assert info.endswith('"node_load1" (1:18)')
+
+
 async def test_an_explanation_tells_what_was_read(bus: Bus, url: str) -> None:
     given = {"query": 'sum(rate(node_cpu_seconds_total{instance="web-1"}[2m])) / 2', **RANGE}
     async with api(bus, url) as client:
