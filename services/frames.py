@@ -53,6 +53,7 @@ PLANS = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_material": "off",
 }
 """Settings for a pool's connections that are read through. What to do is known: few keys, looked up
 in indexes. A plan made from statistics, which a new partition lacks, may read all of it; and

@@ -80,16 +80,18 @@ async def read_rows(
 ) -> list[Record]:
     """Rows of a tier: place in `wanted`, start in µs, counts, and the arrays of `column`."""
     buckets = part.tier.buckets
+    names = ("counts", *ARRAYS[column])
     arrays = ", ".join(
-        f"array_send({name}[(lower - 1) * {buckets} + 1 : upper * {buckets}])"
-        for name in ("counts", *ARRAYS[column])
+        f"array_send({name}[(lower - 1) * {buckets} + 1 : upper * {buckets}])" for name in names
     )
     return await connection.fetch(
         f"""select place, (extract(epoch from start) * 1000000)::bigint as start_us, {arrays}
             from unnest($3::integer[], $4::integer[], $5::integer[], $6::integer[])
                 as wanted (place, layout_id, lower, upper)
-            join {part.tier.table} using (layout_id)
-            where start >= $1 and start < $2""",
+            cross join lateral (
+                select start, {", ".join(names)} from {part.tier.table} r
+                where r.layout_id = wanted.layout_id and start >= $1 and start < $2 offset 0
+            ) as row""",
         clock.clamped(part.start_us - part.tier.row_us),
         clock.clamped(part.end_us),
         list(range(len(wanted))),
@@ -102,10 +104,10 @@ async def read_rows(
 async def count_series(connection: Connection, part: Part, wanted: Sequence[Wanted]) -> int:
     """Over all rows of a tier that would be read: how many wanted series each tells of."""
     count: int = await connection.fetchval(
-        f"""select coalesce(sum(series), 0)
-            from unnest($3::integer[], $4::integer[]) as wanted (layout_id, series)
-            join {part.tier.table} using (layout_id)
-            where start >= $1 and start < $2""",
+        f"""select coalesce(sum(series * (
+                select count(*) from {part.tier.table} r
+                where r.layout_id = wanted.layout_id and start >= $1 and start < $2)), 0)::bigint
+            from unnest($3::integer[], $4::integer[]) as wanted (layout_id, series)""",
         clock.clamped(part.start_us - part.tier.row_us),
         clock.clamped(part.end_us),
         [one.selected.layout_id for one in wanted],

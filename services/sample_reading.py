@@ -23,7 +23,8 @@ from services.series_lookup import Selected
 
 # Frames of recent hours as they are: a row is ten minutes of a layout, instants and arrays in
 # sequence, so that neither side makes an object per frame. The order is mended by the reader.
-# Sealed blocks: of each hour the groups of columns that are wanted.
+# Sealed blocks: of each hour the groups of columns that are wanted. It goes layout by layout along
+# the keys, whatever a planner thinks (`offset 0`): that might read a range of time of all layouts.
 # One statement, so that a reader never sees frames that are being sealed twice, or not at all.
 SAMPLES = """
 select place, null::timestamptz as start, count(*)::integer as rows, null::integer as span,
@@ -32,8 +33,9 @@ select place, null::timestamptz as start, count(*)::integer as rows, null::integ
        null::integer as before, null::integer[] as ends
 from unnest($3::integer[], $4::integer[], $5::integer[], $6::integer[])
     as wanted (place, layout_id, lower, upper)
-join frames using (layout_id)
-where at > $1 and at <= $2
+cross join lateral (
+    select at, values from frames f
+    where f.layout_id = wanted.layout_id and at > $1 and at <= $2 offset 0) as frame
 group by place, date_bin('10 minutes', at, '1970-01-01 UTC')
 union all
 select place, start, rows, span, at,
@@ -42,16 +44,20 @@ select place, start, rows, span, at,
        coalesce(ends[lower - 1], 0), ends[lower:upper]
 from unnest($7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[])
     as wanted (place, span, layout_id, lower, upper)
-join blocks using (layout_id)
-where start > $1 - interval '1 hour' and start < $2
+cross join lateral (
+    select start, rows, at, data, ends from blocks b
+    where b.layout_id = wanted.layout_id
+      and start > $1 - interval '1 hour' and start < $2 offset 0) as block
 """
 
 COUNT = """
-with wanted as (select * from unnest($3::integer[], $4::integer[]) as w (layout_id, width))
-select (select coalesce(sum(width), 0) from wanted join frames using (layout_id)
-        where at > $1 and at <= $2)
-     + (select coalesce(sum(width * rows), 0) from wanted join blocks using (layout_id)
-        where start > $1 - interval '1 hour' and start < $2)
+select coalesce(sum(width * (
+    (select count(*) from frames f
+     where f.layout_id = wanted.layout_id and at > $1 and at <= $2)
+    + (select coalesce(sum(rows), 0) from blocks b
+       where b.layout_id = wanted.layout_id
+         and start > $1 - interval '1 hour' and start < $2))), 0)::bigint
+from unnest($3::integer[], $4::integer[]) as wanted (layout_id, width)
 """
 
 

@@ -12,6 +12,7 @@ from engine.promql import Block, Matcher, MatchOp, QueryError, matches, parse
 from engine.promql.blocks import Labels, distinct_blocks
 from engine.promql.nodes import Selector
 from schemas.layouts import Series
+from schemas.migrations import migrations
 from schemas.samples import SampleMessage
 from schemas.values import ABSENT, ABSENT_BITS, STALE
 from services import sealed
@@ -19,12 +20,13 @@ from services.api import labels
 from services.api.store import pipeline
 from services.clock import instant, now_us, rfc3339
 from services.database import Pool, open_pool
-from services.frames import Limits, Reader
+from services.frames import PLANS, Limits, Reader
 from services.ingest.batch import Layouts, Window, receive
 from services.ingest.days import roll_up_days
 from services.ingest.jobs import Progress
 from services.ingest.sealing import seal
 from services.ingest.store import Store
+from services.sample_reading import SAMPLES
 from tests.builders import GAUGE, delivery, sample_message
 from tests.processes import eventually
 
@@ -458,3 +460,36 @@ async def test_what_an_agent_said_last_counts_when_it_is_sealed(pool: Pool) -> N
     await roll_up_days(pool, instant(now_us()), Progress(timedelta(minutes=1)))
     await pool.execute("delete from rollups_5m")
     assert await pipeline(pool) == before
+
+
+async def test_each_layout_is_read_along_its_key(pool: Pool) -> None:
+    for day in range(3):
+        await store(pool, sample_message([1.0, 2.0], at_us=T0 - day * DAY_US, seq=day))
+    await seal_until(pool, T0 - DAY_US + HOUR_US)
+    types = ", ".join(["timestamptz"] * 2 + ["integer[]"] * 9)
+    given = ", ".join(["'2026-01-01'", "'2027-01-01'"] + ["'{1}'"] * 9)
+    async with pool.acquire() as connection:
+        for name, value in PLANS.items():
+            await connection.execute(f"set {name} = {value}")
+        await connection.execute(f"prepare samples ({types}) as {SAMPLES}")
+        plan = await connection.fetch(f"explain (costs off) execute samples ({given})")
+    lines = [row[0].strip() for row in plan]
+    conditions = [line for line in lines if line.startswith("Index Cond:")]
+    assert not [line for line in lines if "Seq Scan" in line]
+    assert len(conditions) >= 2
+    assert all("layout_id = wanted" in line for line in conditions), lines
+
+
+async def test_layouts_of_an_older_version_are_found(any_pool: Pool) -> None:
+    await stored_layouts(any_pool)
+    registered = """
+        select metric, layout_id, first, length, positions, type, unit, labels, names, hash
+        from layout_shapes join shapes using (metric) where shapes.id = shape_id order by 1, 2"""
+    before = await any_pool.fetch(registered)
+    await any_pool.execute("truncate shapes, layout_shapes")
+    (migration,) = [one for one in migrations() if one.number == 5]
+    filling = migration.sql[migration.sql.index("create temporary table members") :]
+    async with any_pool.acquire() as connection, connection.transaction():
+        await connection.execute(filling)
+    assert await any_pool.fetch(registered) == before
+    assert any(row["positions"] for row in before)
