@@ -17,8 +17,8 @@ from services.api.remote_write import Integers, Samples
 
 COLLECTOR = "remote_write"
 
-SAMPLES_AT_ONCE = 20_000
-"""Samples that one call puts into frames. At worst each makes a row of its own: 30 MB."""
+SAMPLES_AT_ONCE = 4_000
+"""Samples that one call puts into frames. At worst each makes a row of its own: 6 MB."""
 
 MAX_FRAME_BYTES = 256 * 1024
 """Values of a frame; further rows make another one."""

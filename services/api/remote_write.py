@@ -12,8 +12,9 @@ import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
-SERIES_AT_ONCE = 20_000
-"""TimeSeries that one call of `read` takes: about 10 ms, in which nothing else is done."""
+SERIES_AT_ONCE = 2_000
+"""TimeSeries that one call of `read` takes, while nothing else is done: 1 ms, 25 when all are new.
+"""
 
 Integers = NDArray[np.int64]
 Bits = NDArray[np.uint64]
@@ -164,6 +165,7 @@ def _instants(words: Bits) -> Integers:
 _LENGTH_DELIMITED, _VARINT = 2, 0
 _TIME_SERIES, _LABEL, _SAMPLE = 1 << 3 | 2, 1 << 3 | 2, 2 << 3 | 2
 _EXEMPLAR, _HISTOGRAM = 3 << 3 | 2, 4 << 3 | 2
+_NAME, _TEXT = 1 << 3 | 2, 2 << 3 | 2
 _SAMPLE_VALUE, _SAMPLE_INSTANT = 1 << 3 | 1, 2 << 3 | 0
 
 
@@ -179,7 +181,10 @@ def _read_series(
     known, register = series
     rest = begin
     while rest < end and data[rest] == _LABEL:
-        rest = _field(data, rest, end)[2]
+        length = data[rest + 1]
+        rest = rest + 2 + length if length < 128 else _field(data, rest, end)[2]
+    if rest > end:
+        raise Malformed("it ends within a label")
     labels = data[begin:rest]
     number = known.get(labels)
     if number is None:
@@ -219,16 +224,34 @@ def _sample(data: bytes, begin: int, end: int) -> tuple[int, int]:
 def parse_labels(labels: bytes) -> list[tuple[str, str]]:
     """Names and values of encoded labels, in their order. Raises Malformed."""
     found = []
-    for _, begin, end in _fields(labels, 0, len(labels)):
-        pair = {1: b"", 2: b""}
-        for kind, inner, after in _fields(labels, begin, end):
-            if kind & 7 == _LENGTH_DELIMITED:
-                pair[kind >> 3] = labels[inner:after]
-        try:
-            found.append((pair[1].decode(), pair[2].decode()))
-        except UnicodeDecodeError as error:
-            raise Malformed(f"a label is not UTF-8: {error}") from error
+    at, size = 0, len(labels)
+    try:
+        while at < size:
+            # The usual one: `0a <length> 0a <length> name 12 <length> value`, all of it short.
+            length, begin = labels[at + 1], at + 2
+            end = begin + length
+            if 4 <= length < 128 and end <= size and labels[begin] == _NAME:
+                middle = begin + 2 + labels[begin + 1]
+                value = middle + 2
+                if value <= end and labels[middle] == _TEXT and value + labels[middle + 1] == end:
+                    found.append((labels[begin + 2 : middle].decode(), labels[value:end].decode()))
+                    at = end
+                    continue
+            _, begin, at = _field(labels, at, size)
+            found.append(_label(labels, begin, at))
+    except UnicodeDecodeError as error:
+        raise Malformed(f"a label is not UTF-8: {error}") from error
+    except IndexError:
+        raise Malformed("it ends within a label") from None
     return found
+
+
+def _label(labels: bytes, begin: int, end: int) -> tuple[str, str]:
+    """Name and value, in whatever order; what is left out is empty."""
+    pair = {_NAME: b"", _TEXT: b""}
+    for kind, inner, after in _fields(labels, begin, end):
+        pair[kind] = labels[inner:after]
+    return pair[_NAME].decode(), pair[_TEXT].decode()
 
 
 def _fields(data: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:

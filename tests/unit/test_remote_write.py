@@ -132,6 +132,26 @@ def field(number: int, content: bytes) -> bytes:
     return bytes((number << 3 | 2,)) + varint(len(content)) + content
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (field(1, b"a") + field(2, b"b"), ("a", "b")),
+        (field(2, b"b") + field(1, b"a"), ("a", "b")),
+        (field(1, b"abc"), ("abc", "")),
+        (field(2, b"abc"), ("", "abc")),
+        (b"", ("", "")),
+        (field(1, b"a") + field(2, b"b" * 200), ("a", "b" * 200)),
+        (field(1, b"a" * 200) + field(2, b"b"), ("a" * 200, "b")),
+        (field(1, b"a") + field(2, b"b") + b"\x18\x07", ("a", "b")),
+        (field(1, b"x") + field(1, b"a") + field(2, b"b"), ("a", "b")),
+    ],
+)
+def test_a_label_is_read_however_it_is_encoded(label: bytes, expected: tuple[str, str]) -> None:
+    other = field(1, field(1, b"o") + field(2, b"p"))
+    assert parse_labels(field(1, label)) == [expected]
+    assert parse_labels(other + field(1, label) + other) == [("o", "p"), expected, ("o", "p")]
+
+
 def test_what_is_not_kept_is_counted_and_leaves_the_samples_alone() -> None:
     labels = encode_labels({"__name__": "m", "job": "a" * 40})
     sample = encode_sample(3.0, NOW_MS)
