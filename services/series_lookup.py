@@ -287,16 +287,24 @@ def _decided(
     sources: Mapping[int, Source],
     shapes: Mapping[int, Columns],
 ) -> list[Match]:
-    left = {
-        layout_id: tuple(matcher for matcher in matchers if matcher.name not in source.labels)
-        for layout_id, source in sources.items()
-    }
+    names = {matcher.name for matcher in matchers}
+    asked: dict[frozenset[str], tuple[Matcher, ...]] = {}
+    left = {}  # what is to be asked of a layout's shapes
+    for layout_id, source in sources.items():
+        key = frozenset(names.intersection(source.labels))
+        if key not in asked:
+            asked[key] = tuple(matcher for matcher in matchers if matcher.name not in key)
+        left[layout_id] = asked[key]
+    decided: dict[tuple[int, int], tuple[int, ...]] = {}
     found = []
     for one in candidates:
-        source, shape = sources[one["layout_id"]], shapes[one["shape_id"]]
-        places = matching_columns(left[one["layout_id"]], shape)
+        layout_id, shape_id = one["layout_id"], one["shape_id"]
+        own, shape = left[layout_id], shapes[shape_id]
+        places = decided.get((id(own), shape_id))
+        if places is None:
+            places = decided[id(own), shape_id] = matching_columns(own, shape)
         if places:
-            found.append(Match(one, source, shape, places))
+            found.append(Match(one, sources[layout_id], shape, places))
     return found
 
 
