@@ -209,10 +209,11 @@ class Snapshot:
                 wanted[row["place"]].positions
             )
         self._check_cells(self.samples.total())
-        dropped_us = (self._known_floors or Floors()).raw_us
-        if rows and part.start_us < dropped_us:
-            before = clock.rfc3339(min(part.end_us, dropped_us))
-            self.notes[f"answered from rollups of {part.tier.name} before {before}"] = None
+        dropped = self._known_floors or Floors()
+        if rows and part.start_us < dropped.raw_us:
+            before_us = dropped.raw_us if part.tier is FINE else dropped.fine_us
+            said = f"{part.tier.name} before {clock.rfc3339(before_us)}"
+            self.notes[f"answered from rollups of {said}"] = None
         return rows
 
     async def _floors(self, start_us: int) -> Floors:

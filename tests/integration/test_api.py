@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from schemas.transitions import (
 )
 from services.bus import Bus, Message
 from services.bus_memory import memory_bus
-from services.clock import instant
+from services.clock import instant, now_us
 from services.database import open_pool
+from services.ingest.jobs import Progress
+from services.ingest.sealing import seal
 from tests.api_rig import LOAD, MINUTE_US, START_US, answers, serving, store
 from tests.builders import bus_message, sample_message
 from tests.processes import eventually, free_port, vervet
@@ -338,3 +341,32 @@ async def test_it_stops_in_time_with_a_stream_open(
             await eventually(lambda: api.process.poll() is not None, api.text)
     assert api.process.returncode == 0
     assert time.monotonic() - began < 5
+
+
+async def test_an_answer_out_of_rollups_says_so(bus: Bus, database_url: str) -> None:
+    day_us = 24 * 60 * MINUTE_US
+    first_us = now_us() // day_us * day_us - 3 * day_us
+    rows = [[float(n), 30.0 * n] for n in range(120)]
+    await store(
+        database_url, sample_message(*rows, at_us=first_us + 1, step_us=MINUTE_US, series=LOAD)
+    )
+    floor = instant(first_us + day_us)
+    async with open_pool(database_url) as pool:
+        await seal(pool, instant(now_us()), Progress(timedelta(minutes=1)))
+        await pool.execute("delete from blocks")
+        await pool.execute("update retention set floor = $1 where tier = 'raw'", floor)
+    asked = {
+        "query": "avg_over_time(node_load1[30m])",
+        "start": str(first_us / 1e6 + 3600),
+        "end": str(first_us / 1e6 + 7200),
+        "step": "30m",
+    }
+    async with serving(bus, database_url) as client:
+        await eventually(lambda: answers(client, "/-/ready"))
+        answer = (await client.get("/api/v1/query_range", params=asked)).json()
+        explained = (await client.get("/v1/explain", params=asked)).json()
+    (series,) = answer["data"]["result"]
+    assert [value for _, value in series["values"]] == ["44.5", "74.5", "104.5"]
+    said = f"{floor:%Y-%m-%dT%H:%M:%SZ}"
+    assert answer["infos"] == [f"answered from rollups of 5m before {said}"]
+    assert explained["selectors"][0]["storage"].keys() == {"rollups_5m"}
