@@ -24,7 +24,7 @@ def test_every_case_of_a_script_is_answered_as_it_says(script: Path) -> None:
     cases = list(promqltest.run(script.read_text()))
     wrong = [f"{script.name}:{case.line}: {case.query}: {said}" for case, said in cases if said]
     assert not wrong
-    assert cases
+    assert cases or script.parent != OWN
 
 
 @pytest.mark.parametrize(
