@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from engine.promql import Matcher
 from engine.promql.blocks import Labels
 from services.api import labels
-from services.api.envelope import limited, success, success_pieces, whole
+from services.api.envelope import limited, success, success_pieces
 from services.api.errors import BadData
 from services.api.evaluating import Check, bounded
 from services.api.parameters import Parameters
@@ -45,7 +45,7 @@ async def series(request: Request, state: Shared) -> Response:
         shown, warnings = limited(distinct, limit)
         return success_pieces([msgspec.json.encode([dict(one) for one in shown])], warnings)
 
-    return whole(await state.turns.compute(present))
+    return state.outgoing.response(await state.turns.compute(present))
 
 
 @router.api_route("/labels", methods=["GET", "POST"])

@@ -5,9 +5,8 @@ from typing import Any
 
 import msgspec
 from fastapi import Response
-from starlette.responses import StreamingResponse
 
-JSON = "application/json"
+from services.api.outgoing import JSON
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -27,19 +26,6 @@ def success_pieces(
         if texts
     )
     return [b'{"status":"success","data":', *data, notes + b"}"]
-
-
-def whole(pieces: Sequence[bytes]) -> Response:
-    """A response of these pieces, which are sent one by one where they are large."""
-    if len(pieces) < 8:
-        return Response(b"".join(pieces), media_type=JSON)
-
-    async def one_by_one() -> Any:
-        for piece in pieces:
-            yield piece
-
-    length = str(sum(map(len, pieces)))
-    return StreamingResponse(one_by_one(), media_type=JSON, headers={"Content-Length": length})
 
 
 def limited(items: Sequence[Any], limit: int) -> tuple[Sequence[Any], list[str]]:

@@ -13,7 +13,7 @@ from engine.promql.printing import format_query as printed
 from engine.promql.remarks import remarks
 from engine.promql.syntax import parse_query as tree_of
 from services.api import encoding, explaining
-from services.api.envelope import TRUNCATED, success, success_pieces, whole
+from services.api.envelope import TRUNCATED, success, success_pieces
 from services.api.errors import BadData, Unprocessable
 from services.api.evaluating import PHASES, Asked, Check, Costs, T, evaluate, unless_gone
 from services.api.parameters import Parameters, instant_us, span_us
@@ -167,7 +167,7 @@ async def _answered(request: Request, state: State, given: Parameters, asked: As
         warnings, infos = _remarks(asked, costs)
         return success_pieces(written, [*cut, *warnings], [*costs.notes, *infos])
 
-    return whole(await _evaluated(request, state, given, asked, present))
+    return state.outgoing.response(await _evaluated(request, state, given, asked, present))
 
 
 def _remarks(asked: Asked, costs: Costs) -> tuple[list[str], list[str]]:

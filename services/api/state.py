@@ -1,12 +1,13 @@
 """What requests share in one api process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from services.api.evaluating import Turns
 from services.api.intake import Intake
+from services.api.outgoing import Outgoing
 from services.api.settings import ApiSettings
 from services.api.stream import Hub
 from services.database import Pool
@@ -29,6 +30,8 @@ class State:
     turns: Turns
     intake: Intake | None = None
     """What takes remote write; None where it is off."""
+    outgoing: Outgoing = field(default_factory=Outgoing)
+    """The large answers that are being sent."""
 
 
 def _state(request: Request) -> State:

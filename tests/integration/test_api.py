@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -144,6 +145,70 @@ async def test_metadata_tells_types_and_units(client: httpx.AsyncClient) -> None
     assert one.keys() == {"node_load1"}
     assert len((await client.get("/api/v1/metadata?limit=1")).json()["data"]) == 1
     assert (await client.get("/api/v1/metadata?limit=x")).status_code == 400
+
+
+async def test_settings_are_shown_without_secrets(
+    client: httpx.AsyncClient, database_url: str
+) -> None:
+    flags = (await client.get("/api/v1/status/flags")).json()["data"]
+    assert flags["query.timeout"] == flags["query-timeout"] == "30s"
+    assert flags["query.max-samples"] == "50000000"
+    yaml = (await client.get("/api/v1/status/config")).json()["data"]["yaml"]
+    assert "query_timeout: 30s" in yaml
+    password = str(urlsplit(database_url).password)
+    for path in ("flags", "config", "runtimeinfo", "buildinfo"):
+        assert password not in (await client.get(f"/api/v1/status/{path}")).text
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, {"host": ["HighLoad", "LowMemory"], "disk": ["Full"]}),
+        ({"rule_name[]": "Full"}, {"disk": ["Full"]}),
+        ({"rule_group[]": "host"}, {"host": ["HighLoad", "LowMemory"]}),
+        ({"file[]": "b.yml"}, {"disk": ["Full"]}),
+        ({"match[]": '{severity="page"}'}, {"host": ["HighLoad"], "disk": ["Full"]}),
+        ({"type": "record"}, {}),
+        ({"type": "alert", "rule_name[]": "none"}, {}),
+    ],
+)
+async def test_rules_are_found_by_name_group_file_type_and_labels(
+    client: httpx.AsyncClient, database_url: str, given: dict[str, str], names: dict[str, Any]
+) -> None:
+    def rule(name: str, severity: str) -> dict[str, Any]:
+        spans = dict.fromkeys(("for_s", "keep_firing_for_s"), 0.0)
+        labels = {"severity": severity}
+        own = {"alert": name, "expr": "up", "no_data_s": None, "labels": labels}
+        return {**own, **spans, "annotations": {}}
+
+    async with open_pool(database_url) as pool:
+        await pool.executemany(
+            "insert into rule_groups (position, file, name, interval_s, rules)"
+            " values ($1, $2, $3, 60, $4)",
+            [
+                (0, "a.yml", "host", [rule("HighLoad", "page"), rule("LowMemory", "ticket")]),
+                (1, "b.yml", "disk", [rule("Full", "page")]),
+            ],
+        )
+    groups = (await client.get("/api/v1/rules", params=given)).json()["data"]["groups"]
+    assert {one["name"]: [r["name"] for r in one["rules"]] for one in groups} == names
+    plain = (await client.get("/api/v1/rules", params={**given, "exclude_alerts": "true"})).json()
+    rules = [rule for one in plain["data"]["groups"] for rule in one["rules"]]
+    assert all("alerts" not in rule for rule in rules)
+
+
+async def test_targets_are_the_agents(client: httpx.AsyncClient) -> None:
+    data = (await client.get("/api/v1/targets")).json()["data"]
+    assert [one["labels"]["instance"] for one in data["activeTargets"]] == ["web-1", "web-2"]
+    assert {one["health"] for one in data["activeTargets"]} == {"up"}
+    assert data["droppedTargets"] == []
+    pools = {"scrapePool": "other"}
+    assert (await client.get("/api/v1/targets", params=pools)).json()["data"]["activeTargets"] == []
+    assert (await client.get("/api/v1/scrape_pools")).json()["data"] == {"scrapePools": ["node"]}
+    match = {"match_target": '{instance="web-2"}', "metric": "node_load1"}
+    metadata = (await client.get("/api/v1/targets/metadata", params=match)).json()["data"]
+    (one,) = metadata
+    assert (one["target"]["instance"], one["type"]) == ("web-2", "gauge")
 
 
 async def test_there_are_no_exemplars(client: httpx.AsyncClient) -> None:

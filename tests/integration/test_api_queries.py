@@ -257,3 +257,32 @@ async def test_the_loop_goes_on_while_a_large_answer_is_computed_and_written(
     assert answer.status_code == 200
     assert size > 20_000_000
     assert max(gaps) < whole / 3
+
+
+MANY = " or ".join(f'label_replace(vector(time() + {n}), "n", "{n}", "", "")' for n in range(40))
+LARGE = {"query": MANY, "start": "0", "end": "10999", "step": "1"}
+
+
+async def test_a_client_that_does_not_read_is_let_go(
+    bus: Bus, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its answer is being sent, no other large one is; then the connection is closed."""
+    monkeypatch.setattr("services.api.outgoing.MAX_BYTES", 1)
+    monkeypatch.setattr("services.api.outgoing.TIMEOUT_S", 1.0)
+    async with api(bus, url) as client:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", client.base_url.port, limit=1024
+        )
+        path = f"/api/v1/query_range?{httpx.QueryParams(LARGE)}"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await reader.readline()
+        refused = await client.post("/api/v1/query_range", data=LARGE)
+        assert (refused.status_code, refused.json()["errorType"]) == (503, "unavailable")
+
+        async def has_room() -> bool:
+            return (await client.post("/api/v1/query_range", data=LARGE)).status_code == 200
+
+        await eventually(has_room)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(2**31)
+        writer.close()
