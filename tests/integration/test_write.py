@@ -18,6 +18,7 @@ import services.ingest.service
 from engine.promql import Matcher, MatchOp
 from schemas.topology import topology
 from schemas.values import ABSENT
+from services.api.placement import OPEN_WIDTH
 from services.api.service import serve
 from services.api.settings import ApiSettings
 from services.bus import Bus, Message, Unavailable
@@ -176,12 +177,12 @@ async def test_layouts_stay_few_wherever_requests_are_cut(
             lists = [cut(series, size - order.randrange(3)) for series in of_shard]
             await asyncio.gather(*(sent(client, *requests) for requests in lists))
     assert await stored(pool) == expected(*scrapes)
-    groups = 1500 / 192
-    assert await layouts(pool) <= 3 * groups
+    # A narrow layout is one that the end of a shard's scrape left.
+    assert await layouts(pool) <= 2 * (1500 / OPEN_WIDTH + shards)
     newest = await pool.fetchval(
         "select count(*) from frames where at = (select max(at) from frames)"
     )
-    assert newest <= 2 * groups
+    assert newest <= 1500 / OPEN_WIDTH + shards
 
 
 async def test_series_that_come_one_by_one_are_put_together(
