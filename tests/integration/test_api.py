@@ -197,10 +197,16 @@ async def test_rules_are_found_by_name_group_file_type_and_labels(
     assert all("alerts" not in rule for rule in rules)
 
 
-async def test_targets_are_the_agents(client: httpx.AsyncClient) -> None:
+async def test_targets_are_the_agents(client: httpx.AsyncClient, database_url: str) -> None:
+    await store(
+        database_url,
+        sample_message([1.0, 2.0], instance="new", series=LOAD),
+        sample_message([1.0, 2.0], instance="old", series=LOAD, at_us=START_US),
+    )
     data = (await client.get("/api/v1/targets")).json()["data"]
-    assert [one["labels"]["instance"] for one in data["activeTargets"]] == ["web-1", "web-2"]
-    assert {one["health"] for one in data["activeTargets"]} == {"up"}
+    health = {one["labels"]["instance"]: one["health"] for one in data["activeTargets"]}
+    assert (health["new"], health["old"]) == ("up", "down")
+    assert health.keys() == {"new", "old", "web-1", "web-2"}
     assert data["droppedTargets"] == []
     pools = {"scrapePool": "other"}
     assert (await client.get("/api/v1/targets", params=pools)).json()["data"]["activeTargets"] == []
