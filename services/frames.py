@@ -22,7 +22,14 @@ from services import clock, rollup_reading, sample_reading
 from services.database import Connection, Pool
 from services.frame_pieces import Piece, block, joined
 from services.rollup_pieces import FINE, numbers, points_of
-from services.rollup_reading import Floors, Part, parts_of, read_floors, sealed_until
+from services.rollup_reading import (
+    Floors,
+    Part,
+    floors_of,
+    parts_of,
+    read_floors,
+    sealed_until,
+)
 from services.sample_reading import COUNT, SAMPLES, Wanted, arguments_of, wanted_of
 from services.series_lookup import Catalogue, Selected, aside
 
@@ -67,7 +74,9 @@ class Reader:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._catalogue = Catalogue()
+        self.catalogue = Catalogue()
+        self.floors: Floors | None = None
+        """What had been dropped when it was last seen."""
 
     @asynccontextmanager
     async def snapshot(
@@ -78,7 +87,7 @@ class Reader:
         alone: there is one read only, which needs no transaction to be that.
         """
         async with self._pool.acquire() as connection:
-            snapshot = Snapshot(connection, self._catalogue, limits)
+            snapshot = Snapshot(connection, self, limits)
             try:
                 if not alone:
                     await snapshot.begin()
@@ -91,9 +100,11 @@ class Reader:
 class Snapshot:
     """The database as it was at one instant. Cancelling a read cancels it on the server."""
 
-    def __init__(self, connection: Connection, catalogue: Catalogue, limits: Limits) -> None:
+    def __init__(self, connection: Connection, reader: Reader, limits: Limits) -> None:
         self.connection = connection
-        self.catalogue = catalogue
+        self.catalogue = reader.catalogue
+        self._reader = reader
+        self._floors_seen: Floors | None = None
         self.begun = False
         self._limits = limits
         self.samples = Counter[str]()
@@ -101,7 +112,6 @@ class Snapshot:
         rollups_5m, rollups_1h."""
         self.notes: dict[str, None] = {}
         """What the reader of an answer should know, in the order in which it was found."""
-        self._known_floors: Floors | None = None
         self._pieces: dict[tuple[tuple[Matcher, ...], int, int], list[Piece]] = {}
         """What was read, for other functions of the same samples."""
 
@@ -146,18 +156,22 @@ class Snapshot:
         if not selected:
             return []
         wanted, arguments = await aside(len(selected), lambda: _prepared(selected))
-        floors = await self._floors(start_us)
         before = self.samples.total()
+        assumed = floors = await self._floors(start_us)
         if grid_us and grid_us % FINE.bucket_us == 0 and end_us - start_us >= WORTH_ROLLUPS_US:
             await self.begin()
             until_us = await sealed_until(self.connection, wanted, start_us, end_us)
             floors = floors._replace(raw_us=max(floors.raw_us, until_us))
-        old = [
-            (part, await self._rollups(part, column, window_us, wanted))
-            for part in parts_of(floors, start_us, end_us)
-        ]
+        parts = parts_of(floors, start_us, end_us)
+        if parts:
+            await self.begin()
         key = (tuple(matchers), max(start_us, floors.raw_us), end_us)
         rows = [] if key in self._pieces else await self._samples(wanted, arguments, *key[1:])
+        if self._floors_seen not in (None, assumed) and start_us < self._floors_seen.raw_us:
+            # Something was dropped since a reader last looked.
+            return await self.read(matchers, start_us, end_us, column, window_us, grid_us)
+        self._count(rows, wanted)
+        old = [(part, await self._rollups(part, column, window_us, wanted)) for part in parts]
 
         def assemble() -> list[Block]:
             stand_ins = rollup_reading.pieces_of(old, column, window_us, wanted)
@@ -186,13 +200,19 @@ class Snapshot:
             return []
         start, end = clock.clamped(start_us), clock.clamped(end_us)
         await self._check_size([one.selected for one in wanted], start, end)
-        rows = await self.connection.fetch(SAMPLES, start, end, *arguments)
+        rows: list[Record] = await self.connection.fetch(SAMPLES, start, end, *arguments)
+        floors = [row for row in rows if row["place"] < 0]
+        self._reader.floors = self._floors_seen = floors_of(
+            {row["at"].decode(): clock.microseconds(row["start"]) for row in floors}
+        )
+        return [row for row in rows if row["place"] >= 0] if floors else rows
+
+    def _count(self, rows: Sequence[Record], wanted: Sequence[Wanted]) -> None:
         for row in rows:
             if not row["span"]:
                 tier = "head" if row["start"] is None else "sealed"
                 self.samples[tier] += row["rows"] * len(wanted[row["place"]].positions)
         self._check_cells(self.samples.total())
-        return rows
 
     async def _rollups(
         self, part: Part, column: str, window_us: int, wanted: Sequence[Wanted]
@@ -209,7 +229,7 @@ class Snapshot:
                 wanted[row["place"]].positions
             )
         self._check_cells(self.samples.total())
-        dropped = self._known_floors or Floors()
+        dropped = self._floors_seen or self._reader.floors or Floors()
         if rows and part.start_us < dropped.raw_us:
             before_us = dropped.raw_us if part.tier is FINE else dropped.fine_us
             said = f"{part.tier.name} before {clock.rfc3339(before_us)}"
@@ -220,10 +240,9 @@ class Snapshot:
         """What was dropped; today's samples never are."""
         if start_us >= clock.now_us() // _DAY_US * _DAY_US:
             return Floors()
-        await self.begin()
-        if self._known_floors is None:
-            self._known_floors = await read_floors(self.connection)
-        return self._known_floors
+        if self._reader.floors is None:
+            self._reader.floors = await read_floors(self.connection)
+        return self._floors_seen or self._reader.floors
 
     async def _check_size(
         self, selected: Sequence[Selected], start: datetime, end: datetime

@@ -1,7 +1,7 @@
 """Reading rollups in place of samples that retention has dropped."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from asyncpg import Record
@@ -30,8 +30,12 @@ from retention where isfinite(floor)
 
 
 async def read_floors(connection: Connection) -> Floors:
-    """What was dropped, as of the connection's snapshot."""
-    known = {row["tier"]: row["floor_us"] for row in await connection.fetch(FLOORS)}
+    """What was dropped."""
+    return floors_of({row["tier"]: row["floor_us"] for row in await connection.fetch(FLOORS)})
+
+
+def floors_of(known: Mapping[str, int]) -> Floors:
+    """By tier up to where it was dropped, µs; a tier of which nothing was has none."""
     raw_us = known.get("raw", NEVER_US)
     return Floors(raw_us, min(raw_us, known.get("5m", NEVER_US)))
 

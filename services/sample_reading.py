@@ -25,7 +25,8 @@ from services.series_lookup import Selected
 # sequence, so that neither side makes an object per frame. The order is mended by the reader.
 # Sealed blocks: of each hour the groups of columns that are wanted. It goes layout by layout along
 # the keys, whatever a planner thinks (`offset 0`): that might read a range of time of all layouts.
-# One statement, so that a reader never sees frames that are being sealed twice, or not at all.
+# One statement, so that a reader never sees frames that are being sealed twice, or not at all; it
+# also tells up to where what was dropped, so that nobody need ask before.
 SAMPLES = """
 select place, null::timestamptz as start, count(*)::integer as rows, null::integer as span,
        string_agg(timestamptz_send(at), '') as at,
@@ -48,6 +49,9 @@ cross join lateral (
     select start, rows, at, data, ends from blocks b
     where b.layout_id = wanted.layout_id
       and start > $1 - interval '1 hour' and start < $2 offset 0) as block
+union all
+select -1, floor, null, null, convert_to(tier, 'UTF8'), null, null, null
+from retention where isfinite(floor)
 """
 
 COUNT = """
