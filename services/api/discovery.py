@@ -11,7 +11,7 @@ from engine.promql import Matcher
 from engine.promql.blocks import Labels
 from services.api import labels
 from services.api.envelope import limited, success, success_pieces
-from services.api.errors import BadData
+from services.api.errors import BadData, Unprocessable
 from services.api.evaluating import Check, bounded
 from services.api.parameters import Parameters
 from services.api.selectors import selector_matchers, selectors_of
@@ -38,6 +38,8 @@ async def series(request: Request, state: Shared) -> Response:
     async with bounded(state.settings), state.reader.snapshot() as now:
         for one in selectors:
             found += await labels.series(now.connection, now.catalogue, one, range_us, most)
+            if len(found) > most:
+                raise Unprocessable(f"{len(found)} series match; at most {most} (query_max_series)")
 
     def present(check: Check) -> list[bytes]:
         distinct = sorted({tuple(sorted(one.items())) for one in found})

@@ -16,6 +16,9 @@ from services.clock import microseconds
 MAX_BODY_BYTES = 1024**2
 """A form holds one expression; Prometheus' own clients stay far below."""
 
+MAX_FIELDS = 1000
+"""Parameters in a form; reading a million of them would take a second."""
+
 MAX_SECONDS = 253_402_300_799.0
 """The year 9999; beyond, an instant is a mistake."""
 
@@ -40,6 +43,8 @@ class Parameters:
             body += chunk
             if len(body) > MAX_BODY_BYTES:
                 raise BadData(f"a body of more than {MAX_BODY_BYTES} bytes")
+        if body.count(b"&") >= MAX_FIELDS:
+            raise BadData(f"a form of more than {MAX_FIELDS} parameters")
         return cls(QueryParams(body.decode("utf-8", "replace")), request.query_params)
 
     def all(self, name: str) -> list[str]:

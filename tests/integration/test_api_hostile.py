@@ -127,6 +127,23 @@ async def test_a_body_that_is_too_large_is_refused(client: httpx.AsyncClient) ->
     assert (answer.status_code, answer.json()["errorType"]) == (400, "bad_data")
 
 
+async def test_many_selectors_cost_no_more_than_one(client: httpx.AsyncClient) -> None:
+    heavy = [("match[]", f'{{a=~"\\\\w{{30}}{n}"}}') for n in range(20)]
+    light = [("match[]", f'{{a=~"b{n}.*"}}') for n in range(20)]
+    for path in ("/api/v1/series", "/api/v1/labels", "/federate"):
+        assert (await client.get(path, params=light)).status_code == 200
+        assert (await client.get(path, params=heavy[:1])).status_code == 200
+        refused = await client.get(path, params=heavy)
+        assert refused.status_code == 400
+        assert "too large" in refused.text
+
+
+async def test_a_form_of_a_million_parameters_is_not_read(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/api/v1/labels", content=b"a=&" * 300_000)
+    assert (answer.status_code, answer.json()["errorType"]) == (400, "bad_data")
+    assert "parameters" in answer.json()["error"]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text())
 def test_instants_and_durations_are_read_or_refused(text: str) -> None:

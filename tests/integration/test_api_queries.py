@@ -16,12 +16,16 @@ from schemas.topology import topology
 from services.bus import Bus
 from services.bus_memory import memory_bus
 from services.database import open_pool
+from services.explanation import explained
 from tests.api_rig import LOAD, MINUTE_US, START_US, answers, serving, store
 from tests.builders import sample_message
 from tests.processes import eventually
 
 START_S = START_US // 1_000_000
 RANGE = {"start": str(START_S), "end": str(START_S + 600), "step": "60"}
+
+
+TWICE = {"match[]": ["node_load1", "node_cpu_seconds_total"]}
 
 
 @pytest.fixture
@@ -59,10 +63,11 @@ async def api(bus: Bus, url: str, **settings: Any) -> AsyncIterator[httpx.AsyncC
         ({"query_max_samples": 21}, "query_range", RANGE, "22 samples; at most 21"),
         ({"query_max_answer": 21}, "query_range", RANGE, "an answer of 22 samples; at most 21"),
         ({"query_max_series": 1}, "series", {"match[]": "node_load1"}, "more than 1 series"),
+        ({"query_max_series": 3}, "series", TWICE, "4 series match; at most 3"),
     ],
 )
 async def test_a_bound_that_is_passed_is_named(
-    bus: Bus, url: str, settings: dict[str, Any], path: str, given: dict[str, str], named: str
+    bus: Bus, url: str, settings: dict[str, Any], path: str, given: dict[str, Any], named: str
 ) -> None:
     at = {"query": "node_load1", "time": str(START_S + 600)}
     async with api(bus, url, **settings) as client:
@@ -123,6 +128,7 @@ async def test_an_explanation_tells_what_was_read(bus: Bus, url: str) -> None:
     assert (told["result_series"], told["result_samples"]) == (1, 10)
     assert refused.status_code == 400
     assert "1:5: parse error" in refused.json()["detail"]
+    assert "head 11" in explained(told)
 
 
 @pytest.fixture
