@@ -7,7 +7,7 @@ these ever changes once it is registered, so a process remembers those that it h
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from asyncpg import Record
@@ -16,6 +16,8 @@ from engine.promql.blocks import NAME, Columns, Indexes, Labels, join_columns
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher, MatchOp, matching_columns
 from services.database import Connection
+from services.recent import Recent
+from services.series_condition import Condition
 
 MAX_CANDIDATES = 200_000
 """Shapes of layouts that one selector may leave to be looked at, about half a second's work; above
@@ -33,37 +35,8 @@ ALWAYS_OF_SOURCE = ("job", "instance")
 MAX_INLINE = 1000
 """Layouts, or shapes of them, that are worked on on the event loop: a few milliseconds."""
 
-K = TypeVar("K")
 T = TypeVar("T")
 V = TypeVar("V")
-
-
-class Recent(Generic[K, V]):
-    """What was used lately, bounded by weight: the last two generations of up to `limit` each.
-
-    Threads may share it: at worst something is made twice.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
-        self._weight = 0
-
-    def get(self, key: K, weigh: Callable[[V], int]) -> V | None:
-        """What was put; being used, it stays."""
-        known = self._young.get(key)
-        if known is None:
-            known = self._old.get(key)
-            if known is not None:
-                self.put(key, known, weigh(known))
-        return known
-
-    def put(self, key: K, value: V, weight: int) -> None:
-        if self._weight + weight > self._limit:
-            self._old, self._young, self._weight = self._young, {}, 0
-        self._young[key] = value
-        self._weight += weight
 
 
 class Source(NamedTuple):
@@ -311,48 +284,3 @@ def _decided(
 async def aside(size: int, work: Callable[[], T]) -> T:
     """The result of `work`: in a thread where it would keep the event loop from others."""
     return work() if size <= MAX_INLINE else await asyncio.to_thread(work)
-
-
-class Condition:
-    """SQL on layout_shapes that holds for all that can be selected, and maybe for more."""
-
-    def __init__(self) -> None:
-        self.arguments: list[Any] = []
-        self._parts: list[str] = []
-
-    @property
-    def narrow(self) -> bool:
-        """Whether an index answers it."""
-        return bool(self._parts)
-
-    def metric_in(self, names: Sequence[str]) -> None:
-        self._parts.append(f"metric = any({self._argument(names)}::text[])")
-
-    def of_source(self, labels: Mapping[str, str]) -> None:
-        if labels:
-            self._parts.append(
-                f"layout_id in (select id from layouts where source @> {self._argument(labels)})"
-            )
-
-    def of_either(self, matchers: Sequence[Matcher]) -> None:
-        """Labels that a series has of its own or by its source."""
-        for one in matchers:
-            labels = {one.name: one.value}
-            own, source = self._argument([labels]), self._argument(labels)
-            self._parts.append(
-                f"(shape_id in (select id from shapes where labels @> {own})"
-                f" or layout_id in (select id from layouts where source @> {source}))"
-            )
-
-    def layout_in(self, ids: Sequence[int]) -> None:
-        self._parts.append(f"layout_id = any({self._argument(ids)}::integer[])")
-
-    def statement(self, most: int) -> str:
-        """At most so many rows."""
-        return f"""select layout_id, shape_id, first, length, positions from layout_shapes
-            where {" and ".join(self._parts)} order by layout_id, first
-            limit {most}"""
-
-    def _argument(self, value: Any) -> str:
-        self.arguments.append(value)
-        return f"${len(self.arguments)}"
