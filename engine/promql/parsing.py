@@ -33,7 +33,7 @@ from engine.promql.nodes import (
     parts,
 )
 from engine.promql.operators import COMPARISONS
-from engine.promql.regex_costs import MAX_COST_US, cost_of_matchers_us
+from engine.promql.regex_costs import MAX_COST_US, cost_in_query_us
 
 MAX_QUERY_CHARS = 16_384
 """Longest expression. The largest of public dashboards have about 4,000 characters."""
@@ -141,7 +141,7 @@ def _check_size(text: str) -> None:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise QueryError(f"expression nested deeper than {MAX_DEPTH} levels")
-    if cost_of_matchers_us(text) > MAX_COST_US:
+    if cost_in_query_us(text) > MAX_COST_US:
         raise QueryError("regular expressions that are too large: repeat less, or fewer characters")
     operators = len(_OPERATOR.findall(_BRACES.sub(" ", plain)))
     if operators > MAX_OPERATORS:

@@ -26,12 +26,16 @@ _TOKEN = re.compile(
     r"|(?P<one>\\.|.)",
     re.DOTALL,
 )
-_MATCHER = re.compile(r"""[=!]~\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)""", re.DOTALL)
+_LITERAL = re.compile(r"""([=!]~)?\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)""", re.DOTALL)
 
 
-def cost_of_matchers_us(expression: str) -> int:
-    """Of all regular expressions that stand in matchers of an expression, in µs."""
-    return sum(cost_us(_unquoted(found[1])) for found in _MATCHER.finditer(expression))
+def cost_in_query_us(expression: str) -> int:
+    """Of all regular expressions in an expression, in µs: those of matchers, and any other text,
+    which may be that of label_replace."""
+    return sum(
+        cost_us(_unquoted(found[2])) - (0 if found[1] else BEGIN_US)
+        for found in _LITERAL.finditer(expression)
+    )
 
 
 def _unquoted(literal: str) -> str:

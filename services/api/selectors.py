@@ -3,7 +3,7 @@
 from engine.promql import Matcher, QueryError, parse
 from engine.promql.nodes import Selector
 from engine.promql.places import placed
-from engine.promql.regex_costs import MAX_COST_US, cost_of_matchers_us
+from engine.promql.regex_costs import MAX_COST_US, cost_in_query_us
 from services.api.errors import BadData
 from services.api.parameters import Parameters
 
@@ -16,7 +16,7 @@ def selectors_of(given: Parameters) -> list[tuple[Matcher, ...]]:
     texts = given.all("match[]")
     if len(texts) > MAX_SELECTORS:
         raise BadData(f'invalid parameter "match[]": {len(texts)} of them; at most {MAX_SELECTORS}')
-    if sum(map(cost_of_matchers_us, texts)) > MAX_COST_US:
+    if sum(map(cost_in_query_us, texts)) > MAX_COST_US:
         raise BadData('invalid parameter "match[]": regular expressions that are too large')
     return [selector_matchers(text) for text in texts]
 

@@ -131,12 +131,17 @@ def test_what_an_expression_costs_to_compile_is_told_from_its_text(
     [
         r'x{a=~"\\pL{500}"}',
         "x{a=~`(\\w{10}){10}`}",
+        r'label_replace(x, "a", "b", "c", "\\pL{300}")',
         "x{" + ",".join(f"a{n}!~'b{n}.*'" for n in range(500)) + "}",
     ],
 )
 def test_regular_expressions_that_are_too_large_are_never_compiled(expression: str) -> None:
     with pytest.raises(QueryError, match="too large"):
         parse(expression)
+
+
+def test_texts_that_are_only_compared_cost_little() -> None:
+    parse("x{" + ",".join(f'a{n}="{"value" * 6}"' for n in range(300)) + "}")
 
 
 def test_ordinary_regular_expressions_are_small_enough() -> None:
