@@ -57,7 +57,13 @@ def _unusual(values: Floats) -> Booleans:
 
 def instants(at: Instants) -> list[bytes]:
     """Each instant (µs) in unix seconds."""
-    return _texts((at / 1_000_000).round(3)) if at.size else []
+    if not at.size:
+        return []
+    whole, rest = np.divmod(at, 1_000_000)
+    if rest.any():
+        return _texts((at / 1_000_000).round(3))
+    plain: bytes = _to_json(whole.tolist())[1:-1]
+    return plain.split(b",")
 
 
 def _texts(values: Floats) -> list[bytes]:
@@ -128,18 +134,16 @@ def _vector(vector: Vector) -> Iterator[Sequence[bytes]]:
 
 
 def _matrix(matrix: Matrix) -> Iterator[Sequence[bytes]]:
-    texts = instants(matrix.at)
-    # What stands before each value, of the first and of the others: written once for all series.
-    firsts = [b"[" + text + b',"' for text in texts]
-    others = [b'"],' + text for text in firsts]
+    # What stands before each value, and ends the value before it: written once for all series.
+    every = (b',"\0"],['.join(instants(matrix.at)) + b',"').split(b"\0")
     for column, labels in enumerate(matrix.labels):
         here = matrix.present[:, column].nonzero()[0]
         if not len(here):
             continue
         rows = here.tolist()
-        between = others[:] if len(rows) == len(others) else [others[row] for row in rows]
-        between[0] = firsts[rows[0]]
+        between = every[:] if len(rows) == len(every) else [every[row] for row in rows]
+        between[0] = between[0].removeprefix(b'"],[')
         cells: list[bytes] = [b""] * (2 * len(rows))
         cells[0::2] = between
         cells[1::2] = numbers(matrix.values[here, column])
-        yield b'{"metric":', metric(labels), b',"values":[', b"".join(cells), b'"]]}'
+        yield b'{"metric":', metric(labels), b',"values":[[', b"".join(cells), b'"]]}'
