@@ -215,7 +215,7 @@ def _seconds(text: str) -> float:
     """Of a number of seconds, or a duration such as 1h30m."""
     found = _DURATION.findall(text)
     if "".join(number + unit for number, unit in found) == text:
-        return sum(int(number) * _UNITS_S[unit] for number, unit in found)
+        return sum(float(number) * _UNITS_S[unit] for number, unit in found)
     try:
         return float(text)
     except ValueError as error:

@@ -1,7 +1,11 @@
 """What one evaluation may cost: every bound is named at once, and a stop is heard."""
 
+import contextlib
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.promql import Block, QueryError, parse, regex_costs
 from engine.promql.limits import Limits
@@ -165,3 +169,31 @@ def test_windows_give_the_same_however_few_are_reduced_at_once(
     assert np.array_equal(whole.present, parts.present)
     assert np.array_equal(whole.values[whole.present], parts.values[parts.present])
     assert len(asks) >= 2 * INSTANTS
+
+
+PIECES = [
+    *("x", "y{", "}", "a", '="b"', '=~"c.*"', ",", "(", ")", "[", "]", ":", "5m", "1", "-", "+"),
+    *(
+        " offset ",
+        " @ ",
+        "start()",
+        " by ",
+        " on ",
+        "sum",
+        "rate",
+        "topk",
+        " and ",
+        "1e9",
+        "/",
+        "*",
+    ),
+    *("*", "^", "%", " bool ", "group_left", "min_of", "step()", "9" * 5000, "0x", "1y", "\n", "#"),
+    *("NaN", "Inf", "==", ">", "label_replace", "`", "\\", "é", "\x00", "anchored", "smoothed"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=40))
+def test_any_text_is_an_expression_or_is_refused(text: str) -> None:
+    with contextlib.suppress(QueryError):
+        query = parse(text)
+        query.instant(HOUR_US, {select: [] for select in query.selects(HOUR_US, HOUR_US)})
