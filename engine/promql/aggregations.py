@@ -41,7 +41,7 @@ def aggregate(op: str, table: Table, *, without: bool, labels: tuple[str, ...]) 
         return empty_table(len(table.values))
     groups = grouped(table.columns, without, labels)
     values, present = groups.sorted(table)
-    if present.all():
+    if len(present) > 1 and present.all():
         sizes = np.diff(groups.starts, append=present.shape[1])
         counts = np.broadcast_to(sizes, (len(present), len(sizes)))
     else:

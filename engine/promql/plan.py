@@ -1,7 +1,5 @@
 """A query: an expression, ready to say what it reads and to be answered from what was read."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -82,22 +80,15 @@ class Query:
             )
         steps = np.arange(start_us, end_us + 1, step_us, dtype=np.int64)
         bounds = bounds_of(start_us, end_us, self.lookback_us, step_us)
-        with _answering():
-            value = evaluate(self.tree, Span(steps, bounds, blocks, None, limits))
-            if isinstance(value, Table):
-                return matrix_of(value.finished(), steps)
+        try:
+            with np.errstate(all="ignore"):
+                value = evaluate(self.tree, Span(steps, bounds, blocks, None, limits))
+                if isinstance(value, Table):
+                    return matrix_of(value.finished(), steps)
+        except QueryError as error:
+            raise Unanswered(str(error)) from error
         assert isinstance(value, np.ndarray)
         return Matrix(({},), steps, value[:, None], np.ones((len(steps), 1), dtype=np.bool_))
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Whatever fails in here is a right query that has no answer; arithmetic warns of nothing."""
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except QueryError as error:
-        raise Unanswered(str(error)) from error
 
 
 def parse(
@@ -129,12 +120,15 @@ class Moment:
     def answer(self, query: Query) -> Result:
         """The query's answer. Raises Unanswered where the data forbids it."""
         span = self._span
-        with _answering():
-            if isinstance(query.tree, RangeSelector | Subquery):
-                return _samples(query.tree, span)
-            value = evaluate(query.tree, span)
-            if isinstance(value, Table):
-                return vector_of(value.finished(), span.bounds.start_us)
+        try:
+            with np.errstate(all="ignore"):
+                if isinstance(query.tree, RangeSelector | Subquery):
+                    return _samples(query.tree, span)
+                value = evaluate(query.tree, span)
+                if isinstance(value, Table):
+                    return vector_of(value.finished(), span.bounds.start_us)
+        except QueryError as error:
+            raise Unanswered(str(error)) from error
         return value if isinstance(value, str) else Scalar(span.bounds.start_us, float(value[0]))
 
 
