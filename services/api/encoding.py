@@ -137,13 +137,15 @@ def _matrix(matrix: Matrix) -> Iterator[Sequence[bytes]]:
     # What stands before each value, and ends the value before it: written once for all series.
     every = (b',"\0"],['.join(instants(matrix.at)) + b',"').split(b"\0")
     for column, labels in enumerate(matrix.labels):
-        here = matrix.present[:, column].nonzero()[0]
-        if not len(here):
+        here, values = matrix.present[:, column], matrix.values[:, column]
+        between = every[:]
+        if not here.all():
+            rows = here.nonzero()[0]
+            between, values = [every[row] for row in rows.tolist()], values[rows]
+        if not between:
             continue
-        rows = here.tolist()
-        between = every[:] if len(rows) == len(every) else [every[row] for row in rows]
         between[0] = between[0].removeprefix(b'"],[')
-        cells: list[bytes] = [b""] * (2 * len(rows))
+        cells: list[bytes] = [b""] * (2 * len(between))
         cells[0::2] = between
-        cells[1::2] = numbers(matrix.values[here, column])
+        cells[1::2] = numbers(values)
         yield b'{"metric":', metric(labels), b',"values":[[', b"".join(cells), b'"]]}'
