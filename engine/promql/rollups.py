@@ -43,6 +43,8 @@ def over_rollups(node: Node, *, on_grid: bool) -> Node:
     """
 
     def asking(selector: RangeSelector, column: str, function: str) -> RangeSelector:
+        if selector.selector.edges is not None:
+            return selector  # which looks beyond its window, at values themselves
         return replace(selector, column=column, exact=on_grid and function in EXACT)
 
     def summed(selector: RangeSelector, column: str) -> Call:

@@ -681,3 +681,9 @@ def test_only_computed_durations_are_written_out(text: str, same: str) -> None:
 def test_durations_in_many_parentheses_are_refused() -> None:
     with pytest.raises(QueryError, match="nested deeper than 100"):
         parse(f"x offset {'-(' * 5000}1{')' * 5000}")
+
+
+def test_a_window_with_edges_asks_for_values_where_rollups_stand_in() -> None:
+    plain, smoothed = parse("rate(x[5m])"), parse("rate(x[5m] smoothed)")
+    assert plain.over_rollups(on_grid=True).tree != plain.tree
+    assert smoothed.over_rollups(on_grid=True).tree == smoothed.tree
