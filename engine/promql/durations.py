@@ -11,12 +11,15 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from engine.promql.complaints import Token, tokens
+from engine.promql.complaints import WALKED_CHARS, Token, tokens
 from engine.promql.errors import QueryError
 
 _UNITS_S = {
     "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0, "y": 31_536_000.0
 }  # fmt: skip
+_COMPUTED = re.compile(r"\[[^][]*[-+*/%^(]|offset\s*[-+]?\s*[(a-z]", re.IGNORECASE)
+"""Where there may be any."""
+
 _DURATION = re.compile(r"([0-9]+)(ms|[smhdwy])")
 _MOST_S = 2.0**63 / 1e9
 """Longest duration: Go's, which counts nanoseconds in an int64."""
@@ -40,8 +43,10 @@ class _NotOne(Exception):
 
 
 def written_out(text: str, given: Given) -> str:
-    """The expression with computed durations in milliseconds. Raises QueryError for one that is
-    out of range."""
+    """The expression with computed durations in milliseconds; a very long one as it is. Raises
+    QueryError for one that is out of range."""
+    if len(text) > WALKED_CHARS or not _COMPUTED.search(text):
+        return text
     pieces, done = [], 0
     for computed in _Walk(list(_pieces(text)), given).computed():
         pieces += [text[done : computed.begin], computed.text]

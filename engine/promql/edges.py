@@ -8,13 +8,14 @@ of info(), of which the grammar does not know that they alone may match anything
 https://prometheus.io/docs/prometheus/latest/feature_flags/, promql-extended-range-selectors
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from engine.promql import rates
 from engine.promql.blocks import Block, Booleans, Floats, Indexes, Instants, at_rows
-from engine.promql.complaints import Token, tokens
+from engine.promql.complaints import WALKED_CHARS, Token, tokens
 from engine.promql.errors import QueryError
 from engine.promql.limits import Limits
 from engine.promql.matchers import Matcher, MatchOp
@@ -26,6 +27,9 @@ NEITHER = "neither"
 CARRIER = "__edges__"
 """The label's name."""
 
+_MARKED = re.compile(r"\b(?:anchored|smoothed|info)\b", re.IGNORECASE)
+"""Where there may be anything to mark."""
+
 _NO_NAMES = frozenset(
     [
         *("and", "or", "unless", "atan2", "bool", "offset", "by", "without", "on", "ignoring"),
@@ -36,7 +40,9 @@ _NO_NAMES = frozenset(
 
 def marked(text: str) -> str:
     """The expression with each modifier as a matcher of its selector. One that modifies no selector
-    stays, and the grammar complains of it."""
+    stays, and the grammar complains of it; so do those of a very long one."""
+    if len(text) > WALKED_CHARS or not _MARKED.search(text):
+        return text
     every = list(tokens(text))
     pieces, done = [], 0
     for matcher_at, matcher, word in _modifiers(every):
