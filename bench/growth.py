@@ -106,7 +106,7 @@ async def many_series(stack: Stack, say: Say, size: Size, options: Options) -> A
         one = loaded.load.parts[0].series[0]
         labels = {"instance": "host-00000", **one.labels}
         matchers = ",".join(f'{name}="{value}"' for name, value in labels.items())
-        question = Question("query_range", f"{one.name}{{{matchers}}}", 1, "1h")
+        question = Question("query", f"{one.name}{{{matchers}}}", 1, "1h")
         say(f"{BENCH}: {series} series")
         yield Sized(size, store, loaded, api, question, newest_ms(loaded.load, options) / 1000, 0)
 
@@ -210,7 +210,7 @@ def figures_of(name: str, by_size: Mapping[Size, tuple[float, ...]]) -> list[Fig
 
 TITLES = {
     "server_cpu_us_per_sample": "ingest: µs of processor per sample",
-    "query_cpu": "one series over an hour: ms of processor",
+    "query_cpu": "one series: ms of processor for an answer",
     "bytes_per_sample": "disk: bytes per sample",
 }
 NAMES = {"stored": "times the stored samples", "series": "times the series"}

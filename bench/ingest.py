@@ -29,14 +29,16 @@ SAMPLES_PER_MESSAGE = (50, 200, 500, 2000)
 TARGETED = 500
 """Samples a message that the targets are about: what a host with all collectors has."""
 
-SERIES = 10_000
+SERIES = (10_000, 100_000)
+"""The larger with messages of the targeted size only, unless all is asked for."""
+
 FULL_SERIES = (10_000, 100_000, 1_000_000)
 WORKERS = (2, 4)
 
 MESSAGES = 10_000
 """In one run: seconds of work, beside which the kernel's ticks of 10 ms do not matter."""
 
-PEERS_SAMPLES = 1_500_000
+PEERS_SAMPLES = 1_000_000
 """The same, of systems whose cost is per sample."""
 
 MOST_SAMPLES = 5_000_000
@@ -82,15 +84,16 @@ def rounds(options: Options) -> list[list[Contender]]:
     """Who runs turn by turn with whom. Ratios are taken within a round."""
     everyone = [*PEERS] if options.full else ["victoria-metrics", "prometheus"]
     found = []
-    for series in FULL_SERIES if options.full else (SERIES,):
-        for samples in SAMPLES_PER_MESSAGE:
-            targeted = samples == TARGETED
-            peers = [*PEERS] if targeted else everyone
+    for series in FULL_SERIES if options.full else SERIES:
+        sizes = SAMPLES_PER_MESSAGE if options.full or series == SERIES[0] else (TARGETED,)
+        for samples in sizes:
+            plain = samples == TARGETED and series == SERIES[0]
             one = [Contender(SYSTEM, samples, series, "all")]
-            if targeted or options.full:
+            if plain or options.full:
                 one.append(Contender(SYSTEM, samples, series, "ingest"))
+            peers = [*PEERS] if plain else everyone
             found.append(one + [Contender(system, samples, series) for system in peers])
-            if targeted:
+            if plain:
                 found += [[Contender(SYSTEM, samples, series, "all", n)] for n in WORKERS]
     return found
 

@@ -51,15 +51,15 @@ def ingest(lines: Lines) -> str:
         here = of(own, **dict(zip(keys, key, strict=True)))
         rows.append(
             [
-                *map(str, key[1:]),
+                *(f"{one:,}" if isinstance(one, int) else str(one) for one in key),
                 *(cell(here, figure="cpu_us_per_sample", process=name) for name in processes),
                 cell(here, figure="server_cpu_us_per_sample"),
                 cell(here, figure="all_cpu_us_per_sample"),
                 cell(here, figure="samples_per_s"),
             ]
         )
-    heads = ["samples a message", "queues", "workers", *processes, "servers", "all", "samples/s"]
-    return table(heads, rows)
+    heads = ["series", "samples a message", "queues", "workers", *processes]
+    return table([*heads, "servers", "all", "samples/s"], rows)
 
 
 def ingest_peers(lines: Lines) -> str:
@@ -73,7 +73,7 @@ def ingest_peers(lines: Lines) -> str:
             if own:
                 rows.append(
                     [
-                        str(samples), str(series), queues,
+                        f"{series:,}", str(samples), queues,
                         cell(own, figure="server_cpu_us_per_sample"),
                         *(cell(of(size, system=peer), figure="server_cpu_us_per_sample")
                           for peer in PEERS),
@@ -81,25 +81,27 @@ def ingest_peers(lines: Lines) -> str:
                           for peer in PEERS),
                     ]
                 )  # fmt: skip
-    heads = ["samples a message", "series", "queues", *SHOWN.values()]
+    heads = ["series", "samples a message", "queues", *SHOWN.values()]
     return table([*heads, *(f"by {SHOWN[peer]}" for peer in PEERS)], rows)
 
 
 def saturation(lines: Lines) -> str:
     """Samples a second, and peak memory."""
     here = of(lines, bench="ingest", samples_per_message=500)
+    keys = ("series", "system", "queues", "workers")
     rows = []
-    for system, queues, workers in distinct(here, "system", "queues", "workers"):
-        one = of(here, system=system, queues=queues, workers=workers)
+    for key in distinct(here, *keys):
+        series, system, queues, workers = key
+        one = of(here, **dict(zip(keys, key, strict=True)))
         memory = of(one, figure="peak_memory")
         peaks = ", ".join(
             f"{line['process']} {number(line['value'])}"
             for line in memory
             if line["process"] != "publisher"
         )
-        said = f"{SHOWN[system]}, queues {queues}, {workers} workers" if queues else SHOWN[system]
-        rows.append([said, cell(one, figure="samples_per_s"), peaks])
-    return table(["system", "samples/s", "peak memory, MiB"], rows)
+        said = f"{SHOWN[system]}, queues {queues}, workers {workers}" if queues else SHOWN[system]
+        rows.append([f"{series:,}", said, cell(one, figure="samples_per_s"), peaks])
+    return table(["series", "system", "samples/s", "peak memory, MiB"], rows)
 
 
 def disk(lines: Lines) -> str:
@@ -188,7 +190,6 @@ def growth(lines: Lines) -> str:
         [str(axis), f"×{factor}", *(cell(of(here, axis=axis, factor=factor), figure=name)
                                     for name in figures)]
         for axis, factor in distinct(here, "axis", "factor")
-        if axis
     ]  # fmt: skip
     rows += [
         [str(axis), f"×{factor} by ×1",
@@ -224,7 +225,7 @@ def of(lines: Lines, **wanted: object) -> list[Line]:
     return [
         line
         for line in lines
-        if line["figure"] != "machine"
+        if line["system"] != "machine"
         and all(line.get(name) == value for name, value in wanted.items())
     ]
 

@@ -448,7 +448,7 @@ def test_a_table_is_put_between_its_marks_and_the_text_stays() -> None:
     lines = [
         line(figure="query_cpu", axis="stored", factor=1, value=0.12345),
         line(figure="query_cpu", axis="stored", factor=10),
-        line(figure="machine", unit="cores"),
+        line(system="machine", figure="cores"),
     ]
     text = "before\n<!-- table: growth -->\nold\n<!-- end -->\nafter\n"
     found = tables.renewed(text, lines)
