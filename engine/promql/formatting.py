@@ -63,13 +63,14 @@ def _special(value: float) -> str | None:
 
 def _shortest(value: float) -> tuple[str, int]:
     """(significant digits, decimal exponent of the first), of the shortest text that reads back."""
-    mantissa, _, exponent = f"{abs(value):e}".partition("e")
-    for precision in range(17):
-        text = f"{abs(value):.{precision}e}"
-        if float(text) == abs(value):
-            mantissa, _, exponent = text.partition("e")
-            break
-    return mantissa.replace(".", ""), int(exponent)
+    mantissa, _, exponent = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("0")
+    leading = len(whole) + len(fraction) - len(digits)
+    significant = digits.rstrip("0")
+    if not significant:
+        return "0", 0
+    return significant, int(exponent or 0) + len(whole) - 1 - leading
 
 
 def _escaped(value: str) -> str:

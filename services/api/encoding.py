@@ -29,8 +29,11 @@ def numbers(values: Floats) -> list[bytes]:
         return []
     texts = _texts(values)
     # The library writes null for what is not finite, and exponents for the very small and large.
-    for place in np.flatnonzero(_unusual(values)).tolist():
-        texts[place] = _number(float(values[place])).encode()
+    places = np.flatnonzero(_unusual(values))
+    unusual = values[places].tolist()
+    mended = {value: _number(value).encode() for value in set(unusual)}
+    for place, value in zip(places.tolist(), unusual, strict=True):
+        texts[place] = mended[value]
     return texts
 
 

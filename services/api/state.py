@@ -34,7 +34,8 @@ class State:
     """The large answers that are being sent."""
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:
+    """A coroutine, since FastAPI calls functions in a thread."""
     state: State = request.app.state.vervet
     return state
 
