@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.promql.blocks import Booleans, Floats, Indexes, Instants, at_rows
 from engine.promql.errors import QueryError
+from engine.promql.statistics import compensated_sum
 from engine.promql.windows import SECOND_US, Windows, gathered
 
 
@@ -106,15 +107,19 @@ class _Line(NamedTuple):
 
 
 def _regression(cells: Floats, at: Floats) -> _Line:
-    """Line through each window's samples, (windows, columns). Centred, so that no digits are lost.
+    """Line through each window's samples, (windows, columns).
 
-    Samples that are all equal have slope 0 exactly, or NaN where they are infinite.
+    Samples that are all equal have slope 0 exactly, or NaN where they are infinite. The steps are
+    those of Prometheus 3, promql/functions.go, linearRegression, so that large values lose the same
+    digits: samples are not centred.
     """
-    mean_x = at.mean(axis=1, keepdims=True)
-    mean_y = cells.mean(axis=2, keepdims=True)
-    x, y = (at - mean_x)[:, None, :], cells - mean_y
-    slope = (x * y).sum(axis=2) / (x * x).sum(axis=2)
-    intercept = mean_y[:, :, 0] - slope * mean_x
+    count = cells.shape[2]
+    sum_x = compensated_sum(at)[:, None]
+    sum_xx = compensated_sum(at * at)[:, None]
+    sum_y = compensated_sum(cells)
+    sum_xy = compensated_sum(at[:, None, :] * cells)
+    slope = (sum_xy - sum_x * sum_y / count) / (sum_xx - sum_x * sum_x / count)
+    intercept = sum_y / count - slope * sum_x / count
     flat = (cells == cells[:, :, :1]).all(axis=2)
     level = np.where(np.isinf(cells[:, :, 0]), np.nan, cells[:, :, 0])
     return _Line(
@@ -124,7 +129,8 @@ def _regression(cells: Floats, at: Floats) -> _Line:
 
 
 def deriv(windows: Windows) -> tuple[Floats, Booleans]:
-    """Slope per second, by linear regression."""
+    """Slope per second, by linear regression; instants are counted from each window's first."""
+    windows = windows._replace(steps=windows.at[windows.first])
     values = gathered(windows, lambda cells, at: _regression(cells, at).slope)
     return values, windows.counts >= 2
 
