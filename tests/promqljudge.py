@@ -39,7 +39,8 @@ STEPS = 60
 SECOND_US = 1_000_000
 RELATIVE = 1e-9
 ABSOLUTE = 1e-9
-"""What rounding leaves of values that should be 0; those that go in are between 1e-3 and 1e6."""
+"""What rounding leaves of values that should be 0; those that go in are between 1e-3 and 1e6,
+but for `bytes`, of which only tests/promqlqueries.py makes use."""
 
 COUNTERS_BEGIN = (1e6, 3e4, 1e3)
 """At first, and after each reset."""
@@ -102,6 +103,8 @@ def samples(seed: int) -> list[tuple[Labels, list[float]]]:
             counts.append(totals)
         for bound, values in zip(BOUNDS, zip(*counts, strict=True), strict=True):
             add("h_bucket", host, values, le=bound)
+    for host in HOSTS:
+        add("bytes", host, [1e9 + rng.random() * 1e6 for _ in range(STEPS)])
     return series
 
 
