@@ -79,7 +79,7 @@ async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.enviro
                 told = stopping if name == "agent" else agent_gone
                 context = Context(bus, health.part(name), told)
                 work = serve(_with_database(own[name], database_url), context)
-                task = group.create_task(_serve(name, context, work), name=name)
+                task = group.create_task(until_stopped(context, work), name=name)
                 task.add_done_callback(partial(_follow, name, stopping, agent_gone))
             print(f"\n  Vervet: http://{settings.listen}\n", flush=True)  # noqa: T201
     log.info("stopped")
@@ -119,6 +119,8 @@ def _follow(
     ended: str, stopping: asyncio.Event, agent_gone: asyncio.Event, _: asyncio.Task[None]
 ) -> None:
     """One service ended, so all do: the agent first, while the others still take its last words."""
+    if not stopping.is_set():
+        log.error("a service ended", service=ended)
     stopping.set()
     if ended == "agent":
         agent_gone.set()
@@ -136,11 +138,3 @@ async def _bus(settings: UpSettings) -> AsyncIterator[Bus]:
 
         async with rabbit_bus(settings.broker_url.get_secret_value(), name="vervet up") as bus:
             yield bus
-
-
-async def _serve(name: str, context: Context, work: Any) -> None:
-    try:
-        await until_stopped(context, work)
-    finally:
-        if not context.stopping.is_set():
-            log.error("a service ended", service=name)

@@ -95,51 +95,76 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     health.add_argument("address", nargs="?", default="127.0.0.1:8420", help="host:port")
     query = commands.add_parser("query", help="ask an api for the value of an expression")
     query.add_argument("expression", help="PromQL")
-    query.add_argument("--api", default=os.environ.get("VERVET_API", "127.0.0.1:8420"))
+    _add_api(query)
     query.add_argument("--range", help="over this span up to now, such as 1h")
     query.add_argument("--step", help="between two values of a range, such as 15s")
-    query.add_argument("--output", choices=("table", "json", "csv"), default="table")
+    query.add_argument("--output", choices=("table", "json", "csv"), default="table", help=TABLE)
     query.add_argument("--explain", action="store_true", help="what it reads and costs instead")
     export = commands.add_parser("export", help="write raw samples to a file")
     export.add_argument("selector", help='PromQL selector, such as up{job="node"}')
     export.add_argument("--start", required=True, help="first instant: 2026-01-31T10:00:00Z")
     export.add_argument("--end", help="up to and without this instant (default: now)")
     export.add_argument(
-        "--format", choices=("openmetrics", "csv", "parquet"), default="openmetrics"
+        "--format",
+        choices=("openmetrics", "csv", "parquet"),
+        default="openmetrics",
+        help="form of the file (default: openmetrics)",
     )
     export.add_argument("--output", type=Path, default=Path("-"), help="file (default: stdout)")
-    if wanted == "export":
-        add_flags(export, _settings_model("export"))
     jobs = commands.add_parser("jobs", help="show the jobs on stored data, or have one run")
-    jobs.add_argument("--api", default=os.environ.get("VERVET_API", "127.0.0.1:8420"))
-    jobs.add_argument("--output", choices=("table", "json"), default="table")
+    _add_api(jobs)
+    jobs.add_argument("--output", choices=("table", "json"), default="table", help=TABLE)
     jobs.add_argument("--run", metavar="NAME", help="run this job as soon as it can be")
     retention = commands.add_parser("retention", help="show or change how long samples are kept")
-    for tier, text in (("raw", "samples"), ("5m", "rollups of 5 minutes"), ("1h", "of an hour")):
-        retention.add_argument(f"--{tier}", help=f"keep {text} so long: 15d, 2y, forever")
-    retention.add_argument("--max-size", help="bound on all tiers: 50GB, none")
-    for name, command in (("jobs", jobs), ("retention", retention)):
+    for tier, text in TIERS.items():
+        retention.add_argument(
+            f"--{tier}", metavar="SPAN", help=f"keep {text} so long: 15d, 2y, forever"
+        )
+    retention.add_argument(
+        "--max-size", metavar="SIZE", help="bound on all tiers together: 50GB, none"
+    )
+    for name, command in (("export", export), ("jobs", jobs), ("retention", retention)):
         if wanted == name:
-            add_flags(command, _settings_model(name))
+            from services.operators import OperatorSettings
+
+            add_flags(command, OperatorSettings)
     check = commands.add_parser("check", help="check rule, routing and agent files")
-    check.add_argument("kind", choices=("rules", "routing", "agent"))
-    check.add_argument("files", nargs="+", type=Path)
+    check.add_argument("kind", choices=("rules", "routing", "agent"), help="what the files are")
+    check.add_argument("files", nargs="+", type=Path, help="such as rules.yaml")
     return parser
+
+
+TABLE = "(default: table)"
+
+TIERS = {"raw": "samples", "5m": "rollups of 5 minutes", "1h": "rollups of an hour"}
+"""By tier of history what it holds."""
+
+
+def _add_api(command: argparse.ArgumentParser) -> None:
+    default = os.environ.get("VERVET_API", "127.0.0.1:8420")
+    command.add_argument(
+        "--api", default=default, help=f"host:port or URL (default: {default}) [VERVET_API]"
+    )
 
 
 def _settings_model(name: str) -> type[ServiceSettings]:
     modules = {
         "up": "services.allinone",
         "migrate": "services.migrate",
-        "export": "services.export",
-        "jobs": "services.jobs",
-        "retention": "services.retention",
     }
     module = modules.get(name, f"services.{name}.settings")
     model: type[ServiceSettings] = getattr(
         importlib.import_module(module), f"{name.title()}Settings"
     )
     return model
+
+
+def _operators_url(options: dict[str, Any]) -> str:
+    """The URL of the database that a command is about. Raises DocumentError."""
+    from services.operators import OperatorSettings, operators_database
+
+    settings = load(OperatorSettings, environ=os.environ, flags=options)
+    return operators_database(settings.database_url, os.environ)
 
 
 DEFAULT_CONFIG = Path("/etc/vervet/agent.toml")
@@ -231,8 +256,10 @@ def _run_health(_: str, __: Path | None, options: dict[str, Any]) -> int:
             return 0
     except urllib.error.HTTPError as error:
         print(error.read().decode().strip(), file=sys.stderr)
-    except (OSError, urllib.error.URLError) as error:
-        print(f"{address}: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        from services.query import no_answer
+
+        raise no_answer(address, error) from error
     return EXIT_UNAVAILABLE
 
 
@@ -246,6 +273,8 @@ def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
     if not options["explain"]:
         print(answer(api, expression, span, step, options["output"]))
         return 0
+    if options["output"] == "csv":
+        raise Invalid("--output: expected table or json with --explain")
     told = explanation(api, expression, span, step)
     if options["output"] == "json":
         print(json.dumps(told, indent=2))
@@ -257,33 +286,28 @@ def _run_query(_: str, __: Path | None, options: dict[str, Any]) -> int:
 
 
 def _run_export(_: str, __: Path | None, options: dict[str, Any]) -> int:
-    from services.embedded import operators_database
-    from services.export import ExportSettings, export, request
+    from services.export import export, request
 
-    settings = load(ExportSettings, environ=os.environ, flags=options)
-    database_url = operators_database(settings.database_url, os.environ)
     asked = request(*(options[name] for name in ("selector", "start", "end", "format", "output")))
-    run_loop(export(asked, database_url))
+    run_loop(export(asked, _operators_url(options)))
     return 0
 
 
 def _run_jobs(_: str, __: Path | None, options: dict[str, Any]) -> int:
-    from services.jobs import JobsSettings, answer, run
+    from services.jobs import answer, run
 
     if options["run"] is None:
         print(answer(options["api"], options["output"]))
         return 0
-    settings = load(JobsSettings, environ=os.environ, flags=options)
-    print(asyncio.run(run(settings, options["run"])))
+    print(asyncio.run(run(_operators_url(options), options["run"])))
     return 0
 
 
 def _run_retention(_: str, __: Path | None, options: dict[str, Any]) -> int:
-    from services.retention import TABLES, RetentionSettings, answer
+    from services.retention import answer
 
-    settings = load(RetentionSettings, environ=os.environ, flags=options)
-    keep = {tier: options[tier] for tier in TABLES}
-    print(asyncio.run(answer(settings, keep, options["max_size"])))
+    keep = {tier: options[tier] for tier in TIERS}
+    print(asyncio.run(answer(_operators_url(options), keep, options["max_size"])))
     return 0
 
 

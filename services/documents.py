@@ -8,6 +8,7 @@ import io
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,6 +17,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from schemas.durations import format_duration
 from schemas.errors import Invalid
 
 M = TypeVar("M", bound=BaseModel)
@@ -147,7 +149,8 @@ def explain(details: ErrorDetails, model: type[BaseModel]) -> str:
     secret = any(str(part).lower() in _SECRET_KEYS for part in loc)
     if secret or details["type"] == "refused":
         return f"{path}: {said}"
-    read = repr(details["input"])
+    given = details["input"]
+    read = format_duration(given) if isinstance(given, timedelta) else repr(given)
     return f"{path}: read {read if len(read) <= _SHOWN else read[:_SHOWN] + '…'}; {said}"
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import asyncpg
 import structlog
-from pydantic import SecretStr
 
 from services.embedded_files import (
     SUPERUSER,
@@ -37,9 +36,8 @@ from services.embedded_files import (
     socket_directory,
     state_directory,
 )
-from services.settings import required
 
-__all__ = ["EmbeddedError", "embedded_postgres", "operators_database", "state_directory"]
+__all__ = ["EmbeddedError", "embedded_postgres", "running_url", "state_directory"]
 
 ROLE = DATABASE = "vervet"
 DEFAULT_PORT = 5432  # without TCP only part of the socket's name
@@ -101,19 +99,6 @@ async def embedded_postgres(directory: Path, *, port: int | None) -> AsyncIterat
             await server.stop()
             with suppress(OSError):  # not empty where the server had to be killed
                 server.sockets.rmdir()
-
-
-def operators_database(given: SecretStr | None, environ: Mapping[str, str]) -> str:
-    """The URL of the database that a command is about: as given, else of the `vervet up` here.
-
-    Raises MissingSetting.
-    """
-    if given is None:
-        home = state_directory(environ, os.geteuid())
-        running = running_url(home / "postgres")
-        if running is not None:
-            return running
-    return required(given, "database_url")
 
 
 def running_url(directory: Path) -> str | None:

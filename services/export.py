@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pydantic import Field, SecretStr
-
 from engine.promql.blocks import Block, dense_parts, distinct_blocks
 from engine.promql.errors import QueryError
 from engine.promql.matchers import MAX_PATTERN_CHARS, Matcher, MatchOp
@@ -23,19 +21,11 @@ from engine.promql.nodes import Selector
 from engine.promql.parsing import parse_tree
 from schemas.errors import Invalid
 from services.clock import clamped, instant, microseconds, now_us, rfc3339
-from services.database import (
-    ERRORS,
-    Pool,
-    SchemaMissing,
-    address,
-    check_schema,
-    describe,
-    open_pool,
-)
+from services.database import Pool
 from services.export_formats import Format, Writer, pyarrow, writer
 from services.frames import DEFAULT_LIMITS, PLANS, Reader
+from services.operators import operators_pool
 from services.runtime import Unable
-from services.settings import Settings
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
@@ -47,16 +37,6 @@ PROGRESS_S = 5.0
 """Between two lines of progress."""
 
 STDOUT = Path("-")
-
-
-class ExportSettings(Settings):
-    """`vervet export`."""
-
-    database_url: SecretStr | None = Field(
-        None,
-        description="postgresql://user:password@host:5432/database; the default is that of a "
-        "running `vervet up`",
-    )
 
 
 class Request(NamedTuple):
@@ -73,6 +53,8 @@ def request(selector: str, start: str, end: str | None, form: Format, output: Pa
     """From what a person gave. Raises Invalid."""
     start_us = _instant_us("--start", start)
     end_us = now_us() if end is None else _instant_us("--end", end)
+    if end is None and end_us <= start_us:
+        raise Invalid(f"--start: {rfc3339(start_us)} is not in the past")
     if end_us <= start_us:
         raise Invalid(f"--end: {rfc3339(end_us)} is not after --start, {rfc3339(start_us)}")
     if form == "parquet":
@@ -109,13 +91,10 @@ def _instant_us(flag: str, text: str) -> int:
 async def export(asked: Request, database_url: str) -> None:
     """Writes the file; it is there once it is whole. Raises Invalid and Unable."""
     try:
-        async with open_pool(database_url, size=1, read_only=True, settings=PLANS) as pool:
-            await check_schema(pool)
+        async with operators_pool(database_url, read_only=True, settings=PLANS) as pool:
             await _export(asked, pool)
     except QueryError as error:
         raise Invalid(str(error)) from error
-    except (SchemaMissing, *ERRORS) as error:
-        raise Unable(f"{address(database_url)}: {describe(error)}") from error
 
 
 async def _export(asked: Request, pool: Pool) -> None:

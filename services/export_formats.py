@@ -193,5 +193,5 @@ def pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise Unable(
-            "Parquet needs pyarrow, which is not installed: pip install 'vervet[parquet]'"
+            "Parquet needs pyarrow, which is not installed; it comes with the extra `parquet`"
         ) from error

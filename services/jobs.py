@@ -1,7 +1,6 @@
 """`vervet jobs`: how the jobs on stored data are doing, as an api says; or one is asked to run."""
 
 import json
-import os
 import re
 import urllib.error
 import urllib.request
@@ -9,27 +8,13 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
-
 from schemas.durations import format_duration
 from schemas.errors import Invalid
-from services.database import ERRORS, SchemaMissing, address, check_schema, describe, open_pool
-from services.embedded import operators_database
-from services.query import aligned, api_url
+from services.operators import operators_pool
+from services.query import aligned, api_url, no_answer
 from services.runtime import Unable
-from services.settings import Settings
 
 TIMEOUT_S = 10.0
-
-
-class JobsSettings(Settings):
-    """`vervet jobs`; only `--run` needs the database."""
-
-    database_url: SecretStr | None = Field(
-        None,
-        description="for --run: postgresql://user:password@host:5432/database; the default is "
-        "that of a running `vervet up`",
-    )
 
 
 def answer(api: str, output: Literal["table", "json"]) -> str:
@@ -41,7 +26,7 @@ def answer(api: str, output: Literal["table", "json"]) -> str:
         with error:
             raise Unable(f"{api}: HTTP status {error.code}: {_detail(error)}") from error
     except (OSError, ValueError) as error:
-        raise Unable(f"no api answers at {api}: {error}") from error
+        raise no_answer(api, error) from error
     return json.dumps(items, indent=2) if output == "json" else _table(items)
 
 
@@ -88,16 +73,11 @@ def _span(seconds: float | None) -> str:
     return format_duration(timedelta(seconds=round(seconds, 0 if seconds >= 1 else 3)))
 
 
-async def run(settings: JobsSettings, name: str) -> str:
+async def run(database_url: str, name: str) -> str:
     """Ask for a run of one job. Raises Invalid for a name that is none, Unable without database."""
-    url = operators_database(settings.database_url, os.environ)
-    try:
-        async with open_pool(url, size=1) as pool:
-            await check_schema(pool)
-            known = [row["name"] for row in await pool.fetch("select name from jobs order by name")]
-            if name not in known:
-                raise Invalid(f"--run: there is no job {name!r}; there are: {', '.join(known)}")
-            await pool.execute("update jobs set requested_at = now() where name = $1", name)
-    except (SchemaMissing, *ERRORS) as error:
-        raise Unable(f"{address(url)}: {describe(error)}") from error
+    async with operators_pool(database_url) as pool:
+        known = [row["name"] for row in await pool.fetch("select name from jobs order by name")]
+        if name not in known:
+            raise Invalid(f"--run: there is no job {name!r}; there are: {', '.join(known)}")
+        await pool.execute("update jobs set requested_at = now() where name = $1", name)
     return f"{name}: will run as soon as it can; see vervet jobs"

@@ -67,7 +67,7 @@ def _asked(api: str, path: str, form: Mapping[str, str]) -> dict[str, Any]:
         with error:
             raise Invalid(pointed(form["query"], _refusal(error))) from error
     except (OSError, ValueError) as error:
-        raise Unable(f"no api answers at {api}: {error}") from error
+        raise no_answer(api, error) from error
     return body
 
 
@@ -76,6 +76,12 @@ def _span(text: str) -> timedelta:
         return parse_duration(text)
     except ValueError as error:
         raise Invalid(f"--range: {error}") from error
+
+
+def no_answer(api: str, error: Exception) -> Unable:
+    """What a person is told where nobody answers, or who answers is no api."""
+    cause = getattr(error, "reason", error)  # urllib puts it into an error of its own
+    return Unable(f"no api answers at {api}: {getattr(cause, 'strerror', None) or cause}")
 
 
 def api_url(api: str) -> str:

@@ -1,30 +1,16 @@
 """How long each tier of samples is kept: what may be set, and `vervet retention`, which sets it."""
 
-import os
 import re
 from collections.abc import Mapping
 from datetime import MINYEAR, datetime, timedelta
 from typing import NamedTuple
 
-from pydantic import Field, SecretStr
-
 from schemas.durations import format_duration, parse_duration
 from schemas.errors import Invalid
 from services.clock import rfc3339
-from services.database import (
-    ERRORS,
-    Connection,
-    Pool,
-    SchemaMissing,
-    address,
-    check_schema,
-    describe,
-    open_pool,
-)
-from services.embedded import operators_database
+from services.database import Connection, Pool
+from services.operators import operators_pool
 from services.query import aligned
-from services.runtime import Unable
-from services.settings import Settings
 
 TABLES = {"raw": ("frames", "blocks"), "5m": ("rollups_5m",), "1h": ("rollups_1h",)}
 """The tables of each tier, from fine to coarse. Of the first, rows move to the second."""
@@ -39,16 +25,6 @@ UNBOUNDED = "none"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\Z")
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
-
-
-class RetentionSettings(Settings):
-    """`vervet retention`: where the database is."""
-
-    database_url: SecretStr | None = Field(
-        None,
-        description="postgresql://user:password@host:5432/database; the default is that of a "
-        "running `vervet up`",
-    )
 
 
 class Retention(NamedTuple):
@@ -125,29 +101,23 @@ def show_size(size: int) -> str:
     return f"{number:.3g} {list(_POWERS)[power]}B"
 
 
-async def answer(
-    settings: RetentionSettings, keep: Mapping[str, str | None], max_size: str | None
-) -> str:
+async def answer(database_url: str, keep: Mapping[str, str | None], max_size: str | None) -> str:
     """Change what is given, and show what holds now.
 
     keep: texts by tier. Raises Invalid for what cannot be set, and Unable without our database.
     """
     spans = {tier: parse_keep(tier, text) for tier, text in keep.items() if text is not None}
     size = None if max_size is None else parse_size(max_size)
-    url = operators_database(settings.database_url, os.environ)
-    try:
-        async with open_pool(url, size=1) as pool:
-            await check_schema(pool)
-            async with pool.acquire() as connection, connection.transaction():
-                await connection.execute("select from retention for update")
-                await _change(connection, spans)
-                if max_size is not None:
-                    await connection.execute(
-                        "update retention set max_bytes = $1 where tier = 'raw'", size
-                    )
-                return await _table(connection)
-    except (SchemaMissing, *ERRORS) as error:
-        raise Unable(f"{address(url)}: {describe(error)}") from error
+    async with (
+        operators_pool(database_url) as pool,
+        pool.acquire() as connection,
+        connection.transaction(),
+    ):
+        await connection.execute("select from retention for update")
+        await _change(connection, spans)
+        if max_size is not None:
+            await connection.execute("update retention set max_bytes = $1 where tier = 'raw'", size)
+        return await _table(connection)
 
 
 async def _change(connection: Connection, spans: Mapping[str, timedelta | None]) -> None:

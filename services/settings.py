@@ -12,9 +12,17 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 
 from schemas.durations import format_duration
 from services.documents import DocumentError, explain, parse_toml, read_document, toml_position
@@ -22,6 +30,40 @@ from services.documents import DocumentError, explain, parse_toml, read_document
 PREFIX = "VERVET_"
 S = TypeVar("S", bound="Settings")
 Path_ = tuple[str, ...]
+
+
+def _checked_listen(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or any(char.isspace() for char in host) or not port.isascii():
+        raise ValueError("expected host:port, such as 127.0.0.1:8420")
+    if not port.isdigit() or int(port) > 65_535:
+        raise ValueError("expected a port from 0 to 65535 after the last colon")
+    return text
+
+
+def _checked_url(secret: SecretStr, *schemes: str) -> SecretStr:
+    """Says nothing of what it read: that may be a password in the wrong place."""
+    url = secret.get_secret_value()
+    expected = f"expected {schemes[0]}://user:password@host:port/…"
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in schemes and (parts.netloc or parts.path)
+        # asyncpg takes several hosts, each with its port.
+        fits = known and ("," in parts.netloc or parts.port is None or parts.port > 0)
+    except ValueError:
+        fits = False
+    if url and not fits:  # an empty one is a missing one, which is told where it is needed
+        raise ValueError(f"{expected}, special characters of a password as %XX")
+    return secret
+
+
+Listen = Annotated[str, AfterValidator(_checked_listen)]
+"""host:port, where an empty host is every address."""
+
+BrokerUrl = Annotated[SecretStr, AfterValidator(lambda url: _checked_url(url, "amqp", "amqps"))]
+DatabaseUrl = Annotated[
+    SecretStr, AfterValidator(lambda url: _checked_url(url, "postgresql", "postgres"))
+]
 
 
 class Settings(BaseModel):
@@ -33,12 +75,11 @@ class Settings(BaseModel):
 class ServiceSettings(Settings):
     """What every process has."""
 
-    broker_url: SecretStr | None = Field(
+    broker_url: BrokerUrl | None = Field(
         None, description="amqp://user:password@host:5672/vhost, or amqps:// with TLS"
     )
-    listen: str = Field(
+    listen: Listen = Field(
         "127.0.0.1:8420",
-        pattern=r"^\S*:\d{1,5}$",
         description="host:port of /metrics, /-/healthy and /-/ready (and of the api)",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -52,7 +93,7 @@ class ServiceSettings(Settings):
 class DatabaseSettings(ServiceSettings):
     """What every process with a database has."""
 
-    database_url: SecretStr | None = Field(
+    database_url: DatabaseUrl | None = Field(
         None, description="postgresql://user:password@host:5432/database"
     )
     database_pool_size: int = Field(

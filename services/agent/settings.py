@@ -13,7 +13,7 @@ from schemas.errors import Invalid
 from schemas.layouts import check_labels
 from schemas.samples import check_source
 from services.agent.collectors import Interval, Options, load
-from services.settings import ServiceSettings
+from services.settings import Listen, ServiceSettings
 
 LEAST_SPOOL_BYTES = 4 * 1024**2
 """Room for a few of the largest messages."""
@@ -38,9 +38,8 @@ CollectorTables = _collector_tables()
 class AgentSettings(ServiceSettings):
     """`vervet agent`."""
 
-    listen: str = Field(
+    listen: Listen = Field(
         "127.0.0.1:8421",
-        pattern=r"^\S*:\d{1,5}$",
         description="host:port of /metrics, /-/healthy and /-/ready",
     )
     instance: str = Field(

@@ -7,15 +7,14 @@ from pydantic import Field
 
 from schemas.durations import Duration
 from services.runtime import is_loopback, split_listen
-from services.settings import DatabaseSettings
+from services.settings import DatabaseSettings, Listen
 
 
 class ApiSettings(DatabaseSettings):
     """`vervet api`."""
 
-    listen: str = Field(
+    listen: Listen = Field(
         "127.0.0.1:8420",
-        pattern=r"^\S*:\d{1,5}$",
         description="host:port of the api, the page, /metrics, /-/healthy and /-/ready",
     )
     lookback: Duration = Field(

@@ -7,15 +7,14 @@ from pydantic import Field
 
 from schemas.durations import Duration
 from schemas.topology import DEFAULT_PARTITIONS
-from services.settings import DatabaseSettings
+from services.settings import DatabaseSettings, Listen
 
 
 class EvaluatorSettings(DatabaseSettings):
     """`vervet evaluator`."""
 
-    listen: str = Field(
+    listen: Listen = Field(
         "127.0.0.1:8423",
-        pattern=r"^\S*:\d{1,5}$",
         description="host:port of /metrics, /-/healthy and /-/ready",
     )
     rules: list[Path] = Field([], description="rule files in Prometheus' format")

@@ -5,15 +5,14 @@ from datetime import timedelta
 from pydantic import Field
 
 from schemas.durations import Duration
-from services.settings import DatabaseSettings
+from services.settings import DatabaseSettings, Listen
 
 
 class IngestSettings(DatabaseSettings):
     """`vervet ingest`."""
 
-    listen: str = Field(
+    listen: Listen = Field(
         "127.0.0.1:8422",
-        pattern=r"^\S*:\d{1,5}$",
         description="host:port of /metrics, /-/healthy and /-/ready",
     )
     batch_samples: int = Field(

@@ -6,15 +6,14 @@ from pathlib import Path
 from pydantic import Field
 
 from schemas.durations import Duration
-from services.settings import DatabaseSettings
+from services.settings import DatabaseSettings, Listen
 
 
 class NotifierSettings(DatabaseSettings):
     """How notifications are routed and sent."""
 
-    listen: str = Field(
+    listen: Listen = Field(
         "127.0.0.1:8424",
-        pattern=r"^\S*:\d{1,5}$",
         description="host:port of /metrics, /-/healthy and /-/ready",
     )
     routing_file: Path | None = Field(

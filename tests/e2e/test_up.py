@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -132,6 +133,18 @@ async def test_two_at_once_on_one_directory_are_refused(home: Path) -> None:
             assert await second.ended() == 69
             assert "Traceback" not in second.text()
             assert str(home) in second.text()
+
+
+async def test_a_port_in_use_is_told_and_one_service_is_named(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        log = home.parent / "log"
+        async with vervet("up", log=log, home=str(home), **FAST, listen=address) as running:
+            assert await running.ended() == 69
+    said = running.text()
+    assert f"cannot listen on {address}: Address already in use; choose another" in said
+    assert said.count("a service ended") == 1
+    assert "Traceback" not in said
 
 
 async def test_real_servers_replace_the_embedded_ones(

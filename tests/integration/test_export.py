@@ -240,7 +240,7 @@ async def test_without_pyarrow_parquet_is_refused_by_name(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(Unable, match=r"vervet\[parquet\]"):
+    with pytest.raises(Unable, match="the extra `parquet`"):
         await exported(database_url, "load", tmp_path / "out", form="parquet")
 
 

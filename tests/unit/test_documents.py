@@ -142,6 +142,53 @@ def test_a_wrong_setting_names_its_origin(
     assert str(raised.value).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("listen", "8420"),
+        ("listen", "127.0.0.1:99999"),
+        ("listen", "127.0.0.1:"),
+        ("broker_url", "broker.example"),
+        ("broker_url", "http://broker.example"),
+        ("broker_url", "amqp://user:pa/ss@broker.example"),
+        ("database_url", "db.example/vervet"),
+        ("database_url", "mysql://db.example/vervet"),
+        ("database_url", "postgresql://user:pa/ss@db.example/vervet"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_before_anything_starts(
+    setting: str, text: str
+) -> None:
+    with pytest.raises(DocumentError) as raised:
+        load(DatabaseSettings, environ={}, flags={setting: text})
+    (problem,) = raised.value.problems
+    assert "; expected " in problem or ": expected " in problem
+    assert "pa/" not in problem
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("listen", ":8420"),
+        ("listen", "[::1]:8420"),
+        ("broker_url", "amqps://user:p%2Fss@broker.example/vhost"),
+        ("database_url", "postgresql://vervet@/vervet?host=/run/postgres"),
+        ("database_url", "postgres://user:secret@a.example:5432,b.example:5433/vervet"),
+    ],
+)
+def test_every_form_of_an_address_is_taken(setting: str, text: str) -> None:
+    read = getattr(load(DatabaseSettings, environ={}, flags={setting: text}), setting)
+    assert text == (read.get_secret_value() if isinstance(read, SecretStr) else read)
+
+
+def test_a_span_that_is_out_of_range_is_told_as_it_was_written() -> None:
+    class Bounded(Settings):
+        patience: Duration = Field(timedelta(seconds=5), le=timedelta(minutes=1))
+
+    with pytest.raises(DocumentError, match="patience: read 1m30s; "):
+        load(Bounded, environ={"VERVET_PATIENCE": "90s"})
+
+
 def test_a_wrong_file_is_told_with_line_and_column(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_text('# comment\n[cpu]\n  intervall = "5s"\nenabled = 7\n')

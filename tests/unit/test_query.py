@@ -206,3 +206,17 @@ def test_a_sparkline_is_bounded_and_shows_gaps() -> None:
 def test_series_without_a_name_or_labels_have_a_text() -> None:
     assert series_text({}) == "{}"
     assert series_text({"__name__": "up"}) == "up"
+
+
+def test_where_nobody_answers_the_reason_is_told_plainly(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert vervet("up", "--api", f"127.0.0.1:{(port := free_port())}") == 69
+    assert capsys.readouterr().err == (
+        f"vervet query: no api answers at 127.0.0.1:{port}: Connection refused\n"
+    )
+
+
+def test_an_explanation_is_no_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vervet("up", "--explain", "--output", "csv") == 2
+    assert capsys.readouterr().err == "--output: expected table or json with --explain\n"
