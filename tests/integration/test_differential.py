@@ -56,7 +56,7 @@ def memory() -> Memory:
 def judge(question: Question, memory: Memory, prometheus: httpx.Client) -> None:
     ours = promqljudge.answered(question, memory)
     theirs = promqljudge.asked(prometheus, question)
-    assert not promqljudge.difference(ours, theirs), question
+    assert not promqljudge.difference(ours, theirs, question.text), question
 
 
 @settings(max_examples=EXPRESSIONS)
@@ -140,7 +140,7 @@ def judge_over_http(url: str, prometheus: httpx.Client) -> None:
             question = Question(text, at_s, at_s + 12 * step_s if step_s else None, step_s)
             ours = promqljudge.asked(client, question)
             theirs = promqljudge.asked(prometheus, question)
-            assert not promqljudge.difference(ours, theirs), question
+            assert not promqljudge.difference(ours, theirs, question.text), question
 
         agrees()
 
@@ -152,7 +152,7 @@ def test_every_way_to_write_an_operator_or_function(
     for text in promqlqueries.queries():
         for question in (Question(text, 403), Question(text, 53, 713, 60)):
             ours = promqljudge.answered(question, memory)
-            said = promqljudge.difference(ours, promqljudge.asked(prometheus, question))
+            said = promqljudge.difference(ours, promqljudge.asked(prometheus, question), text)
             if said:
                 wrong.append(f"{question}: {said}")
     assert not wrong, "\n".join(wrong)
