@@ -5,6 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+POSTGRES_EPOCH_US = 946_684_800_000_000
+"""2000-01-01: PostgreSQL's binary timestamps count from there."""
+
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+
 _LAST_US = 253_370_764_800_000_000  # the beginning of the year 9999
 
 

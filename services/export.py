@@ -20,15 +20,12 @@ from engine.promql.matchers import MAX_PATTERN_CHARS, Matcher, MatchOp
 from engine.promql.nodes import Selector
 from engine.promql.parsing import parse_tree
 from schemas.errors import Invalid
-from services.clock import clamped, instant, microseconds, now_us, rfc3339
+from services.clock import DAY_US, HOUR_US, clamped, instant, microseconds, now_us, rfc3339
 from services.database import Pool
 from services.export_formats import Format, Writer, pyarrow, writer
 from services.frames import DEFAULT_LIMITS, PLANS, Reader
 from services.operators import operators_pool
 from services.runtime import Unable
-
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
 
 BATCH_SERIES = 2000
 """Series of an hour that are read at once: 58 MB at a sample a second."""

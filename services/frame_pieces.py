@@ -10,10 +10,8 @@ from engine.promql.blocks import Block, Columns, Floats, Indexes, Instants, cell
 from schemas.values import ABSENT, ABSENT_BITS
 from services import sealed
 from services.cells import from_stored
+from services.clock import POSTGRES_EPOCH_US
 from services.unsealing import Group, unseal_groups
-
-POSTGRES_EPOCH_US = 946_684_800_000_000
-"""2000-01-01 in microseconds since 1970: PostgreSQL counts timestamps from there."""
 
 GAP = 4
 """Groups of columns that nobody asked for and that are sent nevertheless, to save a row."""

@@ -53,8 +53,6 @@ ASSUMED_ROWS_PER_S = 1.0
 WORTH_ROLLUPS_US = 6 * 3_600_000_000
 """A range that is shorter is read from its samples, which takes a statement less."""
 
-_DAY_US = 86_400_000_000
-
 PLANS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -238,7 +236,7 @@ class Snapshot:
 
     async def _floors(self, start_us: int) -> Floors:
         """What was dropped; today's samples never are."""
-        if start_us >= clock.now_us() // _DAY_US * _DAY_US:
+        if start_us >= clock.now_us() // clock.DAY_US * clock.DAY_US:
             return Floors()
         if self._reader.floors is None:
             self._reader.floors = await read_floors(self.connection)

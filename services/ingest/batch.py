@@ -19,7 +19,8 @@ from schemas.samples import Frame, SampleMessage, from_little, present_labels
 from schemas.values import ABSENT_BITS
 from services.bus import Delivery
 from services.cells import to_stored
-from services.clock import rfc3339
+from services.clock import DAY_US, POSTGRES_EPOCH_US, rfc3339
+from services.ingest.copying import ARRAY_BYTES, COPY_HEADER, COPY_TRAILER, FLOAT8_OID, row_type
 from services.ingest.settings import IngestSettings
 
 MAX_CACHED_LAYOUTS = 100_000
@@ -241,47 +242,17 @@ def _all_known(one: Received, known: set[RowKey]) -> bool:
     return all((rows.layout.id, at) in known for rows in one.frames for at in rows.at)
 
 
-POSTGRES_EPOCH_US = 946_684_800_000_000
-"""2000-01-01 in microseconds since 1970: PostgreSQL counts timestamps from there."""
-
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-COPY_TRAILER = b"\xff\xff"
-_FLOAT8_OID = 701
-
-
-def _row_type(width: int) -> np.dtype[np.void]:
-    """A row of binary COPY (PostgreSQL: COPY, array_send): int4, timestamptz, float8[width]."""
-    cell = np.dtype([("length", ">i4"), ("value", ">f8")])
-    return np.dtype(
-        [
-            ("fields", ">i2"),
-            ("layout_length", ">i4"),
-            ("layout", ">i4"),
-            ("at_length", ">i4"),
-            ("at", ">i8"),
-            ("array_length", ">i4"),
-            ("dimensions", ">i4"),
-            ("has_null", ">i4"),
-            ("oid", ">i4"),
-            ("size", ">i4"),
-            ("lower", ">i4"),
-            ("cells", cell, (width,)),
-        ]
-    )
-
-
 def _encode_rows(
     layouts: NDArray[np.int32], at: NDArray[np.int64], bits: NDArray[np.uint64]
 ) -> bytes:
     """Rows of one width. bits: (rows, width), of float64."""
     width = bits.shape[1]
-    rows = np.empty(at.size, _row_type(width))
-    rows["fields"], rows["layout_length"], rows["at_length"] = 3, 4, 8
+    rows = np.empty(at.size, row_type(("values", ">u8", width)))
+    rows["fields"], rows["layout_bytes"], rows["at_bytes"] = 3, 4, 8
     rows["layout"], rows["at"] = layouts, at - POSTGRES_EPOCH_US
-    rows["array_length"], rows["dimensions"], rows["has_null"] = 20 + 12 * width, 1, 0
-    rows["oid"], rows["size"], rows["lower"] = _FLOAT8_OID, width, 1
-    rows["cells"]["length"] = 8
-    rows["cells"]["value"].view(">u8")[...] = bits
+    rows["values_bytes"] = ARRAY_BYTES + 12 * width
+    rows["values_head"] = 1, 0, FLOAT8_OID, width, 1
+    rows["values"]["bytes"], rows["values"]["value"] = 8, bits
     return rows.tobytes()
 
 
@@ -330,4 +301,4 @@ def _apart(frames: Sequence[Rows]) -> list[list[Rows]]:
 
 def days(batch: Sequence[Received]) -> set[int]:
     """Days since 1970 (UTC) that the batch has rows in."""
-    return {at // 86_400_000_000 for one in batch for rows in one.frames for at in rows.at}
+    return {at // DAY_US for one in batch for rows in one.frames for at in rows.at}

@@ -4,11 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 
-from services.clock import instant, microseconds
+from services.clock import HOUR_US, instant, microseconds
 from services.database import Connection
 from services.ingest.batch import Received, RowKey
 from services.ingest.hours import Key, hour_of
-from services.ingest.rollups import HOUR_US
 from services.ingest.sealing import SEAL_AFTER
 from services.unsealing import unseal_instants
 

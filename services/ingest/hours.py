@@ -15,12 +15,18 @@ from numpy.typing import NDArray
 
 from schemas.values import ABSENT, ABSENT_BITS
 from services.cells import from_stored
-from services.ingest.batch import COPY_HEADER, COPY_TRAILER, POSTGRES_EPOCH_US
+from services.clock import DAY_US, HOUR_US, POSTGRES_EPOCH_US
+from services.ingest.copying import (
+    ARRAY_BYTES,
+    COPY_HEADER,
+    COPY_TRAILER,
+    FLOAT8_OID,
+    INT4_OID,
+    row_type,
+)
 from services.ingest.rollups import (
     BUCKETS,
-    DAY_US,
     EMPTY,
-    HOUR_US,
     HOURS,
     Floats,
     Instants,
@@ -28,8 +34,6 @@ from services.ingest.rollups import (
 )
 from services.sealed import GROUP, Sealed
 from services.unsealing import unseal_group, unseal_instants
-
-_INT4_OID, _FLOAT8_OID = 23, 701
 
 _ROWS_AT_ONCE = 4096
 """Rows that are looked at as being of one layout; one that has more is put together again."""
@@ -66,24 +70,6 @@ def day_of(start_us: int) -> int:
     return start_us // DAY_US * DAY_US
 
 
-def _row_type(*arrays: tuple[str, str, int]) -> np.dtype[np.void]:
-    """A row of COPY: int4, timestamptz, and arrays, each (name, type of a cell, cells)."""
-    fields: list[tuple[object, ...]] = [
-        ("fields", ">i2"),
-        ("layout_bytes", ">i4"),
-        ("layout", ">i4"),
-        ("at_bytes", ">i4"),
-        ("at", ">i8"),
-    ]
-    for name, cell, size in arrays:
-        fields += [
-            (f"{name}_bytes", ">i4"),
-            (f"{name}_head", ">i4", (5,)),
-            (name, np.dtype([("bytes", ">i4"), ("value", cell)]), (size,)),
-        ]
-    return np.dtype(fields)
-
-
 def decode_frames(data: bytearray, widths: Mapping[int, int]) -> list[Hour]:
     """Hours of a COPY of (layout_id, at, values) from `frames`, by key; layouts may be mixed.
 
@@ -93,7 +79,7 @@ def decode_frames(data: bytearray, widths: Mapping[int, int]) -> list[Hour]:
     offset, end = len(COPY_HEADER), len(data) - len(COPY_TRAILER)
     while offset < end:
         (layout_id,) = struct.unpack_from(">i", data, offset + 6)
-        row = _row_type(("values", ">u8", widths[layout_id]))
+        row = row_type(("values", ">u8", widths[layout_id]))
         count = min((end - offset) // row.itemsize, _ROWS_AT_ONCE)
         rows = np.frombuffer(data, row, count, offset)
         others = np.flatnonzero(rows["layout"] != layout_id)
@@ -159,7 +145,7 @@ def encode_blocks(blocks: Iterable[tuple[Key, Sealed]]) -> bytes:
             block.at,
             struct.pack(">i", len(block.data)),
             block.data,
-            struct.pack(">6i", 20 + 8 * count, 1, 0, _INT4_OID, count, 1),
+            struct.pack(">6i", ARRAY_BYTES + 8 * count, 1, 0, INT4_OID, count, 1),
             ends.tobytes(),
         ]
     parts.append(COPY_TRAILER)
@@ -167,7 +153,7 @@ def encode_blocks(blocks: Iterable[tuple[Key, Sealed]]) -> bytes:
 
 
 def _rollup_type(width: int, buckets: int) -> np.dtype[np.void]:
-    return _row_type(
+    return row_type(
         *((name, ">i4" if name == "counts" else ">u8", width * buckets) for name in Rollup._fields)
     )
 
@@ -184,8 +170,8 @@ def encode_rollups(rollups: Iterable[tuple[Sequence[Key], Rollup]]) -> bytes:
         rows["at"] = np.array([start_us for _, start_us in keys]) - POSTGRES_EPOCH_US
         for name, values in _as_stored(rollup)._asdict().items():
             cell = values.dtype.itemsize
-            oid = _INT4_OID if name == "counts" else _FLOAT8_OID
-            rows[f"{name}_bytes"] = 20 + (4 + cell) * size
+            oid = INT4_OID if name == "counts" else FLOAT8_OID
+            rows[f"{name}_bytes"] = ARRAY_BYTES + (4 + cell) * size
             rows[f"{name}_head"] = 1, 0, oid, size, 1
             cells = rows[name]
             cells["bytes"] = cell

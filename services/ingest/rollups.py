@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from engine.promql.statistics import cancelled, compensated_sum
 from schemas.values import ABSENT_BITS, STALE_BITS
+from services.clock import DAY_US, HOUR_US
 
 BUCKET_US = 300_000_000
-HOUR_US = 3_600_000_000
-DAY_US = 86_400_000_000
 
 BUCKETS = HOUR_US // BUCKET_US
 """Buckets of 5 minutes in an hour."""

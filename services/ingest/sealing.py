@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from schemas.errors import Invalid
 from services import sealed
-from services.clock import EPOCH, instant, microseconds
+from services.clock import DAY_US, EPOCH, HOUR_US, instant, microseconds
 from services.database import Connection, Pool
 from services.failpoints import failpoint
 from services.ingest.hours import (
@@ -32,7 +32,7 @@ from services.ingest.hours import (
     unsealed,
 )
 from services.ingest.jobs import Progress
-from services.ingest.rollups import DAY_US, HOUR_US, Rollup, of_hours
+from services.ingest.rollups import Rollup, of_hours
 from services.sealed import Sealed
 
 log = structlog.get_logger("vervet.sealing")

@@ -19,14 +19,13 @@ from engine.promql.blocks import Floats
 from schemas.layouts import Series
 from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
 from services.cells import from_stored
-from services.clock import instant, microseconds, now_us
+from services.clock import DAY_US, HOUR_US, instant, microseconds, now_us
 from services.database import Pool, open_pool
 from services.ingest import sealing
 from services.ingest.batch import Layouts, Window, receive
 from services.ingest.days import roll_up_days
 from services.ingest.hours import unsealed
 from services.ingest.jobs import OutOfTime, Progress
-from services.ingest.rollups import DAY_US, HOUR_US
 from services.ingest.sealing import seal
 from services.ingest.store import Store
 from services.sealed import Sealed

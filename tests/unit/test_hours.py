@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from engine.promql.blocks import Floats, Instants
 from schemas.layouts import Series
 from schemas.values import ABSENT, STALE
+from services.clock import DAY_US, HOUR_US
 from services.ingest.batch import Layout, Rows, encode_copy
 from services.ingest.hours import (
     Hour,
@@ -20,7 +21,7 @@ from services.ingest.hours import (
     merged,
     unsealed,
 )
-from services.ingest.rollups import DAY_US, HOUR_US, Rollup, of_hours
+from services.ingest.rollups import Rollup, of_hours
 from services.sealed import Sealed, seal
 
 START_US = 1_700_002_800_000_000

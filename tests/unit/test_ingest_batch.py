@@ -16,8 +16,8 @@ from schemas.values import (
     STORED_STALE_BITS,
     bits,
 )
+from services.clock import POSTGRES_EPOCH_US
 from services.ingest.batch import (
-    POSTGRES_EPOCH_US,
     Batch,
     Layouts,
     Received,

@@ -13,7 +13,8 @@ from engine.promql.blocks import Block, Floats, Instants
 from engine.promql.over_time import FUNCTIONS
 from engine.promql.windows import over_windows
 from schemas.values import ABSENT, STALE, bits
-from services.ingest.rollups import BUCKET_US, DAY_US, HOUR_US, Rollup, of_days, of_hours
+from services.clock import DAY_US, HOUR_US
+from services.ingest.rollups import BUCKET_US, Rollup, of_days, of_hours
 
 START_US = 1_700_002_800_000_000
 NO_SAMPLE = {bits(ABSENT), bits(STALE)}
