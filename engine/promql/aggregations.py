@@ -136,6 +136,8 @@ def _group(group: Sorted) -> Floats:
 
 
 def _stdvar(group: Sorted) -> Floats:
+    # Counted from one of them, values that are all the same vary by exactly 0.
+    group = group._replace(values=group.values - group.spread(_min(group)))
     distances = group.values - group.spread(_avg(group))
     squares = np.where(group.present, distances * distances, 0.0)
     sums = np.add.reduceat(squares, group.starts, axis=1)

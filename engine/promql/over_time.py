@@ -116,8 +116,12 @@ def _median(cells: Floats) -> Floats:
 
 
 def stdvar_over_time(windows: Windows) -> tuple[Floats, Booleans]:
-    """Variance of the window's samples."""
-    return gathered(windows, lambda cells, at: np.asarray(cells.var(axis=2))), _some(windows)
+    """Variance of the window's samples: of samples that are all the same, exactly 0."""
+
+    def variance(cells: Floats, at: Floats) -> Floats:
+        return np.asarray((cells - cells[:, :, :1]).var(axis=2))
+
+    return gathered(windows, variance), _some(windows)
 
 
 def stddev_over_time(windows: Windows) -> tuple[Floats, Booleans]:
