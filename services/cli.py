@@ -249,6 +249,8 @@ def _run_migrate(_: str, __: Path | None, flags: dict[str, str]) -> int:
 
 
 def _run_health(_: str, __: Path | None, options: dict[str, Any]) -> int:
+    from services.query import NO_ANSWER, cause
+
     address = options["address"]
     try:
         with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as answer:
@@ -256,10 +258,8 @@ def _run_health(_: str, __: Path | None, options: dict[str, Any]) -> int:
             return 0
     except urllib.error.HTTPError as error:
         print(error.read().decode().strip(), file=sys.stderr)
-    except (OSError, ValueError) as error:
-        from services.query import no_answer
-
-        raise no_answer(address, error) from error
+    except NO_ANSWER as error:
+        print(f"{address}: {cause(error)}", file=sys.stderr)
     return EXIT_UNAVAILABLE
 
 

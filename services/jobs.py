@@ -11,7 +11,7 @@ from typing import Any, Literal
 from schemas.durations import format_duration
 from schemas.errors import Invalid
 from services.operators import operators_pool
-from services.query import aligned, api_url, no_answer
+from services.query import NO_ANSWER, aligned, api_url, no_answer
 from services.runtime import Unable
 
 TIMEOUT_S = 10.0
@@ -25,7 +25,7 @@ def answer(api: str, output: Literal["table", "json"]) -> str:
     except urllib.error.HTTPError as error:
         with error:
             raise Unable(f"{api}: HTTP status {error.code}: {_detail(error)}") from error
-    except (OSError, ValueError) as error:
+    except NO_ANSWER as error:
         raise no_answer(api, error) from error
     return json.dumps(items, indent=2) if output == "json" else _table(items)
 

@@ -1,6 +1,7 @@
 """`vervet query`: an expression asked of an api, shown as a table, JSON or CSV."""
 
 import csv
+import http.client
 import io
 import json
 import math
@@ -10,7 +11,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Literal
 
 from schemas.durations import parse_duration
@@ -47,11 +47,13 @@ def _form(expression: str, span: str | None, step: str | None) -> dict[str, str]
     """The parameters of an instant query or, with a span, of one over it up to now."""
     form = {"query": expression}
     if span is not None:
-        seconds = _span(span).total_seconds()
+        seconds = _seconds("--range", span)
         if seconds <= 0:
             raise Invalid("--range: expected more than 0s")
         now = time.time()
-        given = step or f"{max(1, round(seconds / 240))}s"
+        given = f"{max(1, round(seconds / 240))}s" if step is None else step
+        if _seconds("--step", given) <= 0:
+            raise Invalid("--step: expected more than 0s")
         form |= {"start": str(now - seconds), "end": str(now), "step": given}
     elif step is not None:
         raise Invalid("--step: only with --range")
@@ -66,22 +68,31 @@ def _asked(api: str, path: str, form: Mapping[str, str]) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         with error:
             raise Invalid(pointed(form["query"], _refusal(error))) from error
-    except (OSError, ValueError) as error:
+    except NO_ANSWER as error:
         raise no_answer(api, error) from error
     return body
 
 
-def _span(text: str) -> timedelta:
+def _seconds(flag: str, text: str) -> float:
     try:
-        return parse_duration(text)
+        return parse_duration(text).total_seconds()
     except ValueError as error:
-        raise Invalid(f"--range: {error}") from error
+        raise Invalid(f"{flag}: {error}") from error
+
+
+NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
+"""What urllib and json raise where nobody answers, or who answers is not who was meant."""
+
+
+def cause(error: Exception) -> str:
+    """Of one of NO_ANSWER, in plain words."""
+    inner = getattr(error, "reason", error)  # urllib puts it into an error of its own
+    return str(getattr(inner, "strerror", None) or inner)
 
 
 def no_answer(api: str, error: Exception) -> Unable:
-    """What a person is told where nobody answers, or who answers is no api."""
-    cause = getattr(error, "reason", error)  # urllib puts it into an error of its own
-    return Unable(f"no api answers at {api}: {getattr(cause, 'strerror', None) or cause}")
+    """What a person is told then."""
+    return Unable(f"no api answers at {api}: {cause(error)}")
 
 
 def api_url(api: str) -> str:

@@ -187,13 +187,16 @@ def test_warnings_stand_below_the_table(capsys: pytest.CaptureFixture[str]) -> N
         (("x", "--range", "soon"), 2, "--range: 'soon' is not a duration"),
         (("x", "--range", "0s"), 2, "--range: expected more than 0s"),
         (("x", "--step", "5s"), 2, "--step: only with --range"),
+        (("x", "--range", "1h", "--step", "soon"), 2, "--step: 'soon' is not a duration"),
+        (("x", "--range", "1h", "--step", "0s"), 2, "--step: expected more than 0s"),
+        (("x", "--api", "localhost:http"), 69, "vervet query: no api answers at localhost:http: n"),
         (("x",), 69, "vervet query: no api answers at 127.0.0.1:"),
     ],
 )
 def test_what_cannot_be_asked_is_told(
     arguments: tuple[str, ...], status: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert vervet(*arguments, "--api", f"127.0.0.1:{free_port()}") == status
+    assert vervet("--api", f"127.0.0.1:{free_port()}", *arguments) == status
     assert capsys.readouterr().err.startswith(told)
 
 
