@@ -48,7 +48,10 @@ def create_app(state: State, page: Path | None = None) -> FastAPI:
     app = FastAPI(title="Vervet", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
     app.state.vervet = state
     errors.install(app)
-    app.add_route(write.PATH, write.write, methods=["POST"])  # first: it is asked most often
+    # First, since they are asked most often; and without what FastAPI does for a route.
+    app.add_route(write.PATH, write.write, methods=["POST"])
+    for path, answer in queries.ROUTES.items():
+        app.add_route(path, answer, methods=queries.GET_OR_FORM)
     app.include_router(prometheus.router)
     app.include_router(queries.explain_router)
     app.include_router(resources.router)

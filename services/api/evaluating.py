@@ -6,15 +6,10 @@ the database at once, the computation at its next check (engine/promql/limits.py
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from threading import Event
 from typing import Any, TypeVar
@@ -24,8 +19,10 @@ from fastapi import Request
 from engine.promql import Block, Matrix, Query, QueryError, Result, Select, Vector
 from engine.promql.limits import Limits
 from services import frames
+from services.api.costs import Costs, Read
 from services.api.errors import Busy, Canceled, TimedOut, Unprocessable
 from services.api.settings import ApiSettings
+from services.api.weighing import is_little
 from services.frames import Reader
 
 T = TypeVar("T")
@@ -72,24 +69,27 @@ class Turns:
             if stop.is_set():
                 raise _Stopped
 
-        def guarded() -> T:
-            try:
-                return work(check)
-            except QueryError as error:
-                raise Unprocessable(str(error)) from error
-            except OverflowError as error:
-                raise Unprocessable("an instant or a duration is out of range") from error
-            except MemoryError as error:
-                raise Unprocessable("the query needs more memory than there is") from error
-
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
+            return await loop.run_in_executor(self._threads, computed, work, check)
         finally:
             stop.set()
 
     def close(self) -> None:
         """No computation starts any more; those that run are left to end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def computed(work: Callable[[Check], T], check: Check) -> T:
+    """The result of `work`. Raises Unprocessable for what can't be computed."""
+    try:
+        return work(check)
+    except QueryError as error:
+        raise Unprocessable(str(error)) from error
+    except OverflowError as error:
+        raise Unprocessable("an instant or a duration is out of range") from error
+    except MemoryError as error:
+        raise Unprocessable("the query needs more memory than there is") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,46 +118,8 @@ class Asked:
         return self.query.instant(self.start_us, blocks, limits)
 
 
-@dataclass(slots=True)
-class Read:
-    """What one selector read. samples: values, absent ones included; tiers: the same by where they
-    were stored."""
-
-    select: Select
-    series: int
-    layouts: int
-    instants: int
-    samples: int
-    tiers: Mapping[str, int]
-    seconds: float
-
-
 GRID_US = 300_000_000
 """Buckets of the finer rollups."""
-
-PHASES = ("queue", "read", "evaluate")
-
-
-@dataclass(slots=True)
-class Costs:
-    """What an answer cost: what was read, and how long each phase took, in seconds."""
-
-    reads: list[Read] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of the body to a phase."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phases[name] += time.perf_counter() - began
-
-    @property
-    def samples(self) -> int:
-        return sum(read.samples for read in self.reads)
 
 
 def limits_of(settings: ApiSettings, check: Check) -> Limits:
@@ -173,7 +135,8 @@ async def evaluate(
     timeout: timedelta,
     present: Callable[[Result, Costs, Check], T],
 ) -> T:
-    """What `present` makes of the result, in the thread that computed it.
+    """What `present` makes of the result, in the thread that computed it, or here if that is
+    little work.
 
     Raises Unprocessable, TimedOut, Busy.
     """
@@ -181,8 +144,10 @@ async def evaluate(
     begun = False
     try:
         limits_of(settings, _go_on).check_steps(asked.steps)
-        async with asyncio.timeout(timeout / _SECOND), _timed(turns.turn(), costs, "queue"):
+        began = time.perf_counter()
+        async with asyncio.timeout(timeout / _SECOND), turns.turn():
             begun = True
+            costs.phases["queue"] = time.perf_counter() - began
             with costs.phase("read"):
                 ready, blocks = await _read(reader, settings, asked, costs)
 
@@ -193,6 +158,8 @@ async def evaluate(
                     check_size(result, settings.query_max_answer)
                 return present(result, costs, check)
 
+            if is_little(ready.query.tree, asked.steps, asked.step_us, costs.reads):
+                return computed(work, _go_on)
             return await turns.compute(work)
     except QueryError as error:
         raise Unprocessable(str(error)) from error
@@ -219,17 +186,6 @@ _SECOND = timedelta(seconds=1)
 
 def _go_on() -> None:
     """Where there is nothing to stop yet."""
-
-
-@asynccontextmanager
-async def _timed(
-    entered: AbstractAsyncContextManager[None], costs: Costs, phase: str
-) -> AsyncIterator[None]:
-    """The context, of which it is a phase to be let in."""
-    async with AsyncExitStack() as stack:
-        with costs.phase(phase):
-            await stack.enter_async_context(entered)
-        yield
 
 
 def check_size(result: Result, most: int) -> None:
@@ -284,16 +240,31 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     The request's body must have been read.
     """
     running = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({running}, timeout=UNNOTICED_S)
+        if not running.done():
+            await _unless_disconnected(request, running)
+        return running.result()
+    finally:
+        if not running.done():
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+UNNOTICED_S = 0.05
+"""A client that goes away sooner is not noticed: to watch costs as much as a small answer."""
+
+
+async def _unless_disconnected(request: Request, running: "asyncio.Future[Any]") -> None:
+    """Returns when it is done. Raises Canceled when the client goes away first."""
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             raise Canceled("the client went away")
-        return running.result()
     finally:
-        for task in (running, gone):
-            task.cancel()
-        await asyncio.gather(running, gone, return_exceptions=True)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from engine.promql import Matrix, Result, Vector
 from engine.promql.blocks import NAME
 from engine.promql.matchers import Matcher, MatchOp
-from services.api.evaluating import Asked, Costs, Read
+from services.api.costs import Costs, Read
+from services.api.evaluating import Asked
 from services.clock import rfc3339
 
 

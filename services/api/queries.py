@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -13,9 +14,10 @@ from engine.promql.printing import format_query as printed
 from engine.promql.remarks import remarks
 from engine.promql.syntax import parse_query as tree_of
 from services.api import encoding, explaining
+from services.api.costs import PHASES, Costs
 from services.api.envelope import TRUNCATED, success, success_pieces
 from services.api.errors import BadData, Unprocessable
-from services.api.evaluating import PHASES, Asked, Check, Costs, T, evaluate, unless_gone
+from services.api.evaluating import Asked, Check, T, evaluate, unless_gone
 from services.api.parameters import Parameters, instant_us, span_us
 from services.api.settings import ApiSettings
 from services.api.state import Shared, State
@@ -27,18 +29,21 @@ explain_router = APIRouter(prefix="/v1")
 GET_OR_FORM = ["GET", "POST"]
 
 
-@router.api_route("/query", methods=GET_OR_FORM)
-async def query(request: Request, state: Shared) -> Response:
+async def query(request: Request) -> Response:
     """An expression at one instant: query, time, timeout, limit, lookback_delta, stats."""
+    state: State = request.app.state.vervet
     given = await Parameters.of(request)
     return await _answered(request, state, given, instant_query(state.settings, given))
 
 
-@router.api_route("/query_range", methods=GET_OR_FORM)
-async def query_range(request: Request, state: Shared) -> Response:
+async def query_range(request: Request) -> Response:
     """An expression over time: query, start, end, step, and what `query` takes."""
+    state: State = request.app.state.vervet
     given = await Parameters.of(request)
     return await _answered(request, state, given, range_query(state.settings, given))
+
+
+ROUTES = {"/api/v1/query": query, "/api/v1/query_range": query_range}
 
 
 @router.api_route("/format_query", methods=GET_OR_FORM)
@@ -128,11 +133,18 @@ def parsed(settings: ApiSettings, given: Parameters, step_us: int = 0, range_us:
     Unprocessable."""
     text = expression(settings, given)
     lookback = given.span("lookback_delta", settings.lookback)
+    within = lookback or settings.lookback
+    read = _read_lately if len(text) <= MAX_REMEMBERED_CHARS else parse
     try:
-        within = lookback or settings.lookback
-        return parse(text, lookback=within, step_us=step_us, range_us=range_us)
+        return read(text, lookback=within, step_us=step_us, range_us=range_us)
     except QueryError as error:
         raise _wrong(text, error) from error
+
+
+MAX_REMEMBERED_CHARS = 1000
+"""A longer expression is parsed each time: all that are remembered take some megabytes."""
+
+_read_lately = lru_cache(maxsize=256)(parse)
 
 
 def _wrong(text: str, error: QueryError) -> BadData:

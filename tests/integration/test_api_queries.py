@@ -131,6 +131,10 @@ async def test_an_explanation_tells_what_was_read(bus: Bus, url: str) -> None:
     assert "head 11" in explained(told)
 
 
+IN_A_THREAD = "max_over_time(node_load1[1m:10s])"
+"""A subquery, which may have any number of steps."""
+
+
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Range queries compute until they are told to stop; what became of them is in the list."""
@@ -153,7 +157,7 @@ async def test_a_query_whose_time_is_over_stops_computing(
     bus: Bus, url: str, endless: list[str]
 ) -> None:
     async with api(bus, url) as client:
-        given = {"query": "node_load1", **RANGE, "timeout": "200ms"}
+        given = {"query": IN_A_THREAD, **RANGE, "timeout": "200ms"}
         answer = await client.get("/api/v1/query_range", params=given)
         assert (answer.status_code, answer.json()["errorType"]) == (503, "timeout")
         assert "expression evaluation" in answer.json()["error"]
@@ -166,7 +170,7 @@ async def test_a_query_whose_client_went_away_stops_computing(
     async with api(bus, url) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.get(
-                "/api/v1/query_range", params={"query": "node_load1", **RANGE}, timeout=0.5
+                "/api/v1/query_range", params={"query": IN_A_THREAD, **RANGE}, timeout=0.5
             )
         await eventually(lambda: endless == ["began", "stopped"])
 
@@ -211,7 +215,7 @@ async def test_queries_wait_for_their_turn_and_one_more_is_refused(
     async with api(bus, url, query_concurrency=1, query_queue=1) as client:
 
         async def ask(timeout: str) -> tuple[int, str, str]:
-            given = {"query": "node_load1", "timeout": timeout, **RANGE}
+            given = {"query": IN_A_THREAD, "timeout": timeout, **RANGE}
             answer = await client.get("/api/v1/query_range", params=given)
             return answer.status_code, answer.json()["errorType"], answer.json()["error"]
 
