@@ -16,6 +16,7 @@ from engine.promql.errors import QueryError
 from engine.promql.formatting import format_value
 from engine.promql.parsing import parse_tree
 from schemas.durations import format_duration
+from schemas.matchers import go_quote
 
 MAX_LINE_CHARS = 100
 INDENT = "  "
@@ -128,7 +129,7 @@ def _fill(values: Any) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(name if _LEGACY_LABEL.match(name) else quoted(name) for name in names)
+    return ", ".join(name if _LEGACY_LABEL.match(name) else go_quote(name) for name in names)
 
 
 def _selector(tree: Any) -> str:
@@ -138,13 +139,13 @@ def _selector(tree: Any) -> str:
 def _selected(tree: Any) -> str:
     """The name and the matchers of a selector, sorted."""
     texts = sorted(
-        f"{one.name if _LEGACY_LABEL.match(one.name) else quoted(one.name)}"
-        f"{MATCH_OPERATORS[str(one.op)]}{quoted(one.value)}"
+        f"{one.name if _LEGACY_LABEL.match(one.name) else go_quote(one.name)}"
+        f"{MATCH_OPERATORS[str(one.op)]}{go_quote(one.value)}"
         for one in tree.matchers.matchers
     )
     name = tree.name or ""
     if name and not _LEGACY_METRIC.match(name):
-        name, texts = "", [quoted(name), *texts]
+        name, texts = "", [go_quote(name), *texts]
     return f"{name}{{{','.join(texts)}}}" if texts or not name else name
 
 
@@ -191,30 +192,9 @@ def _subquery_suffix(tree: Any) -> str:
     return f"[{format_duration(tree.range)}:{step}]{_moved(tree)}"
 
 
-def quoted(text: str) -> str:
-    """A string literal, as Go's strconv.Quote writes it."""
-    return f'"{"".join(_ESCAPES.get(char) or _escaped(char) for char in text)}"'
-
-
-_ESCAPES = {
-    '"': '\\"',
-    "\\": "\\\\",
-    **dict(zip("\a\b\f\n\r\t\v", ("\\a", "\\b", "\\f", "\\n", "\\r", "\\t", "\\v"), strict=True)),
-}
-
-
-def _escaped(char: str) -> str:
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if code < 0x80:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
 _LINES: dict[str, Callable[[Any], str]] = {
     "NumberLiteral": lambda tree: format_value(tree.val),
-    "StringLiteral": lambda tree: quoted(tree.val),
+    "StringLiteral": lambda tree: go_quote(tree.val),
     "ParenExpr": lambda tree: f"({_line(tree.expr)})",
     "UnaryExpr": lambda tree: f"-{_line(tree.expr)}",
     "VectorSelector": _selector,
