@@ -207,7 +207,7 @@ _GO_QUOTES = {char: f"\\{letter}" for letter, char in _GO_ESCAPES.items()}
 
 
 def go_quote(text: str) -> str:
-    """The text as Go's %q prints it: as Prometheus prints strings and Alertmanager its group keys."""
+    """The text as Go's %q prints it: strings of Prometheus, group keys of Alertmanager."""
     return '"' + "".join(_quoted(char) for char in text) + '"'
 
 
