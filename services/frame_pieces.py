@@ -11,12 +11,17 @@ from schemas.values import ABSENT, ABSENT_BITS
 from services import sealed
 from services.cells import from_stored
 from services.clock import POSTGRES_EPOCH_US
+from services.recent import Recent
 from services.unsealing import Group, unseal_groups
 
 GAP = 4
 """Groups of columns that nobody asked for and that are sent nevertheless, to save a row."""
 
 _ARRAY_HEADER_BYTES = 20
+
+
+KnownInstants = Recent[bytes, Instants]
+"""Of blocks that were read lately, by what is stored of them."""
 
 
 class Piece(NamedTuple):
@@ -109,7 +114,7 @@ class History(NamedTuple):
     columns: int
 
 
-def sealed_pieces(histories: Sequence[History]) -> list[Piece]:
+def sealed_pieces(histories: Sequence[History], known: KnownInstants) -> list[Piece]:
     """One piece of each history; all are decompressed together. Raises Invalid."""
     pieces = [_room(one) for one in histories]
     groups: list[Group] = []
@@ -125,7 +130,7 @@ def sealed_pieces(histories: Sequence[History]) -> list[Piece]:
     for place, values in unseal_groups(groups):
         target, places = targets[place]
         target[places] = values
-    _fill_instants(histories, pieces)
+    _fill_instants(histories, pieces, known)
     return pieces
 
 
@@ -145,16 +150,26 @@ def _groups(hour: SealedHour, width: int) -> Iterator[tuple[Group, slice | Index
             yield Group(packed, hour.rows, size, inside), places
 
 
-def _fill_instants(histories: Sequence[History], pieces: Sequence[Piece]) -> None:
+def _fill_instants(
+    histories: Sequence[History], pieces: Sequence[Piece], known: KnownInstants
+) -> None:
     """Layouts of one host have the same instants as a rule: these are decompressed once."""
-    hours = [hour for history in histories for hour in history.hours]
-    packed = {hour.at: hour.rows for hour in hours}
-    groups = [Group(at, rows, 1, (0,)) for at, rows in packed.items()]
-    texts = list(packed)
-    known = {texts[place]: values.view(np.int64)[0] for place, values in unseal_groups(groups)}
+    packed = {hour.at: hour.rows for history in histories for hour in history.hours}
+    found: dict[bytes, Instants] = {}
+    texts = []
+    for at in packed:
+        instants = known.get(at, len)
+        if instants is None:
+            texts.append(at)
+        else:
+            found[at] = instants
+    groups = [Group(at, packed[at], 1, (0,)) for at in texts]
+    for place, values in unseal_groups(groups):
+        instants = found[texts[place]] = values.view(np.int64)[0]
+        known.put(texts[place], instants, len(instants))
     for history, piece in zip(histories, pieces, strict=True):
         if history.hours:
-            np.concatenate([known[hour.at] for hour in history.hours], out=piece.at)
+            np.concatenate([found[hour.at] for hour in history.hours], out=piece.at)
 
 
 def joined(old: Piece, head: Iterable[Piece]) -> Piece:

@@ -10,6 +10,7 @@ from asyncpg import Record
 from engine.promql.blocks import Indexes
 from services.frame_pieces import (
     History,
+    KnownInstants,
     Piece,
     SealedHour,
     SealedSpan,
@@ -105,7 +106,9 @@ def arguments_of(wanted: Sequence[Wanted]) -> list[list[int]]:
     ]
 
 
-def pieces_of(wanted: Sequence[Wanted], rows: Sequence[Record]) -> list[Piece]:
+def pieces_of(
+    wanted: Sequence[Wanted], rows: Sequence[Record], known: KnownInstants
+) -> list[Piece]:
     """The samples of each layout, from the rows of SAMPLES; they may reach beyond the range."""
     head: defaultdict[int, list[Piece]] = defaultdict(list)
     hours: defaultdict[int, dict[datetime, SealedHour]] = defaultdict(dict)
@@ -127,4 +130,4 @@ def pieces_of(wanted: Sequence[Wanted], rows: Sequence[Record]) -> list[Piece]:
         )
         for place, one in enumerate(wanted)
     ]
-    return [joined(old, head[place]) for place, old in enumerate(sealed_pieces(histories))]
+    return [joined(old, head[place]) for place, old in enumerate(sealed_pieces(histories, known))]

@@ -7,6 +7,7 @@ these ever changes once it is registered, so a process remembers those that it h
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -109,12 +110,36 @@ class Catalogue:
     _columns: Recent[tuple[int, int, tuple[int, ...]], Columns] = field(
         default_factory=lambda: Recent(MAX_CACHED_SERIES)
     )
+    _selections: Recent[tuple[Any, ...], tuple[list[Selected], int]] = field(
+        default_factory=lambda: Recent(MAX_CACHED_SERIES)
+    )
+    """What matchers selected of candidates, and how many series: a dashboard asks the same again
+    and again."""
 
     async def select(
         self, connection: Connection, matchers: Sequence[Matcher], max_series: int
     ) -> list[Selected]:
         """What the matchers select, one per layout. Raises QueryError past `max_series`."""
-        found = await self.matches(connection, matchers, max_series)
+        candidates = await self._candidates(connection, matchers, max_series)
+        if len(candidates) > MAX_INLINE:
+            return await self._select(connection, matchers, candidates, max_series)
+        key = (tuple(matchers), *((one["layout_id"], one["shape_id"]) for one in candidates))
+        known = self._selections.get(key, itemgetter(1))
+        if known is None:
+            selected = await self._select(connection, matchers, candidates, max_series)
+            known = selected, sum(len(one.columns) for one in selected)
+            self._selections.put(key, known, len(key) + known[1])
+        _check(known[1], max_series)
+        return known[0]
+
+    async def _select(
+        self,
+        connection: Connection,
+        matchers: Sequence[Matcher],
+        candidates: Sequence[Record],
+        max_series: int,
+    ) -> list[Selected]:
+        found = await self._matched(connection, matchers, candidates, max_series)
         return await aside(len(found), lambda: self._selected(found, max_series))
 
     async def matches(
@@ -125,6 +150,15 @@ class Catalogue:
         Raises QueryError early where it can be told that there are more than `max_series`.
         """
         candidates = await self._candidates(connection, matchers, max_series)
+        return await self._matched(connection, matchers, candidates, max_series)
+
+    async def _matched(
+        self,
+        connection: Connection,
+        matchers: Sequence[Matcher],
+        candidates: Sequence[Record],
+        max_series: int | None,
+    ) -> list[Match]:
         if not candidates:
             return []
         sources = await self._recall(
