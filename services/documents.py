@@ -146,10 +146,11 @@ def explain(details: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{path}: missing; it is required"
     said = details["msg"].removeprefix("Value error, ")
     said = said[0].lower() + said[1:] if said else said
-    secret = any(str(part).lower() in _SECRET_KEYS for part in loc)
-    if secret or details["type"] == "refused":
-        return f"{path}: {said}"
     given = details["input"]
+    secret = any(str(part).lower() in _SECRET_KEYS for part in loc)
+    # A whole table says little, and may hold a password.
+    if secret or details["type"] == "refused" or isinstance(given, dict):
+        return f"{path}: {said}"
     read = format_duration(given) if isinstance(given, timedelta) else repr(given)
     return f"{path}: read {read if len(read) <= _SHOWN else read[:_SHOWN] + '…'}; {said}"
 

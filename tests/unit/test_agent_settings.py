@@ -89,6 +89,13 @@ def test_a_mistake_is_told_where_it_stands(tmp_path: Path, text: str, told: str)
     assert str(tmp_path / "agent.toml") in message
 
 
+def test_a_mistake_of_the_whole_shows_no_password(tmp_path: Path) -> None:
+    secret = 'broker_url = "amqp://user:CANARY@broker.example"\ninstance = ""'
+    message = refusal(tmp_path, secret)
+    assert "instance is missing" in message
+    assert "CANARY" not in message
+
+
 def test_an_agent_without_any_collector_is_refused(tmp_path: Path) -> None:
     names = AgentSettings().options()
     text = "".join(f"[collectors.{name}]\nenabled = false\n" for name in names)
