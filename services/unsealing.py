@@ -144,10 +144,9 @@ def _restore(
     size = values.shape[1] - 1
     integers[:] = columns["first"][:, np.newaxis]
     varying = scales != CONSTANT
-    for width in range(_WIDTHS):
-        here = np.flatnonzero(varying & (columns["width"] == width))
-        if not len(here):
-            continue
+    widths = columns["width"]
+    for width in np.unique(widths[varying]).tolist():
+        here = np.flatnonzero(varying & (widths == width))
         length = width * size
         planes = b"".join(
             contents[place][end - length : end]
