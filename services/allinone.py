@@ -59,7 +59,7 @@ PARTS: dict[str, tuple[type[Settings], Any]] = {
 async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.environ) -> None:
     """Run everything until a signal. Raises what ends a service; then all of them end."""
     home = settings.home or state_directory(environ, os.geteuid())
-    own = _settings_of_parts(settings, home, environ)
+    own = settings_of_parts(settings, home, environ)
     health = Health()
     stopping, agent_gone = asyncio.Event(), asyncio.Event()
     stop_on_signals(stopping)
@@ -85,7 +85,7 @@ async def serve_all(settings: UpSettings, environ: Mapping[str, str] = os.enviro
     log.info("stopped")
 
 
-def _settings_of_parts(
+def settings_of_parts(
     settings: UpSettings, home: Path, environ: Mapping[str, str]
 ) -> dict[str, Settings]:
     """Every service's own settings and the documents that they name, before anything is started.
@@ -93,6 +93,9 @@ def _settings_of_parts(
     Raises DocumentError.
     """
     flags = {"listen": settings.listen, "spool_directory": str(home / "spool")}
+    if not {"VERVET_EXTERNAL_URL", "VERVET_EXTERNAL_URL_FILE"} & environ.keys():
+        host, port = settings.listen.rsplit(":", 1)
+        flags["external_url"] = f"http://{host or '127.0.0.1'}:{port}"
     own: dict[str, Settings] = {
         name: load(
             model,
