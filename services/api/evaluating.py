@@ -1,4 +1,4 @@
-"""Answering queries: so many at once, read on the loop, computed in threads, stopped when told.
+"""Answering queries: so many at once, read on the loop; what is much work is computed in threads.
 
 A query is stopped when its time is over and when its client goes away: the statement that runs in
 the database at once, the computation at its next check (engine/promql/limits.py).
