@@ -17,7 +17,7 @@ from services.database import (
 )
 from services.embedded import running_url, state_directory
 from services.runtime import Unable
-from services.settings import DatabaseUrl, Settings, required
+from services.settings import DatabaseUrl, MissingSetting, Settings, required
 
 
 class OperatorSettings(Settings):
@@ -40,6 +40,12 @@ def operators_database(given: SecretStr | None, environ: Mapping[str, str]) -> s
         running = running_url(home / "postgres")
         if running is not None:
             return running
+        raise MissingSetting(
+            [
+                f"no `vervet up` runs on {home} (VERVET_HOME); for another database set "
+                "VERVET_DATABASE_URL or --database-url"
+            ]
+        )
     return required(given, "database_url")
 
 
