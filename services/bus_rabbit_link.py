@@ -22,6 +22,7 @@ from yarl import URL
 
 from services import bus
 from services.bus import BusError, TopologyMissing, Unavailable
+from services.bus_rabbit_wire import quick_frames
 from services.runtime import backoff_s
 
 log = structlog.get_logger("vervet.bus")
@@ -109,7 +110,8 @@ class Link:
             pause_s = None
             connection = aio_pika.Connection(self._url)
             try:
-                await ask(connection.connect())
+                with quick_frames():
+                    await ask(connection.connect())
                 lost = await self._stay(connection)
                 if time.monotonic() - began > STEADY_S:
                     attempt = 0

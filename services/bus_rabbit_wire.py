@@ -6,7 +6,9 @@ confirm, goes past both: their way costs three to four times as much (docs/adr/0
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -130,7 +132,7 @@ class _Content:
 
 class Receiver(aiormq.connection.FrameReceiver):
     """Takes frames off a connection: whole messages and confirms as an Arrival in the place of a
-    frame, all else as pamqp's frames. aiormq makes one for each connection."""
+    frame, all else as pamqp's frames. aiormq makes one for each connection (`quick_frames`)."""
 
     def __init__(self, reader: Any) -> None:
         super().__init__(reader)
@@ -312,4 +314,22 @@ class Writer:
             self._channel.write_queue.put_nowait(ChannelFrame(payload, should_close=False))
 
 
-aiormq.connection.FrameReceiver = Receiver  # type: ignore[misc]
+_OURS: ContextVar[bool] = ContextVar("_OURS", default=False)
+_THEIRS = aiormq.connection.FrameReceiver
+
+
+@contextmanager
+def quick_frames() -> Iterator[None]:
+    """Connections that aiormq opens in here have a Receiver; others in the process don't."""
+    token = _OURS.set(True)
+    try:
+        yield
+    finally:
+        _OURS.reset(token)
+
+
+def _receiver(reader: Any) -> aiormq.connection.FrameReceiver:
+    return Receiver(reader) if _OURS.get() else _THEIRS(reader)
+
+
+aiormq.connection.FrameReceiver = _receiver  # type: ignore[assignment,misc]
