@@ -20,8 +20,9 @@ GAP = 4
 _ARRAY_HEADER_BYTES = 20
 
 
-KnownInstants = Recent[bytes, Instants]
-"""Of blocks that were read lately, by what is stored of them."""
+KnownInstants = Recent[tuple[bytes, int], Instants]
+"""Of blocks that were read lately, by `at` and `rows`: even steps are the same bytes, however many
+rows they are of."""
 
 
 class Piece(NamedTuple):
@@ -154,22 +155,22 @@ def _fill_instants(
     histories: Sequence[History], pieces: Sequence[Piece], known: KnownInstants
 ) -> None:
     """Layouts of one host have the same instants as a rule: these are decompressed once."""
-    packed = {hour.at: hour.rows for history in histories for hour in history.hours}
-    found: dict[bytes, Instants] = {}
-    texts = []
-    for at in packed:
-        instants = known.get(at, len)
+    found: dict[tuple[bytes, int], Instants] = {}
+    unknown = []
+    for key in {(hour.at, hour.rows) for history in histories for hour in history.hours}:
+        instants = known.get(key, len)
         if instants is None:
-            texts.append(at)
+            unknown.append(key)
         else:
-            found[at] = instants
-    groups = [Group(at, packed[at], 1, (0,)) for at in texts]
+            found[key] = instants
+    groups = [Group(at, rows, 1, (0,)) for at, rows in unknown]
     for place, values in unseal_groups(groups):
-        instants = found[texts[place]] = values.view(np.int64)[0]
-        known.put(texts[place], instants, len(instants))
+        instants = found[unknown[place]] = values.view(np.int64)[0]
+        known.put(unknown[place], instants, len(instants))
     for history, piece in zip(histories, pieces, strict=True):
         if history.hours:
-            np.concatenate([found[hour.at] for hour in history.hours], out=piece.at)
+            every = [found[hour.at, hour.rows] for hour in history.hours]
+            np.concatenate(every, out=piece.at)
 
 
 def joined(old: Piece, head: Iterable[Piece]) -> Piece:

@@ -119,6 +119,25 @@ async def test_an_answer_is_the_same_whatever_is_sealed(pool: Pool) -> None:
     assert await pool.fetchval("select count(*) from blocks") == 4
 
 
+async def test_layouts_that_tick_alike_are_read_together_where_one_ends_within_the_hour(
+    any_pool: Pool,
+) -> None:
+    """Their instants are the same bytes once sealed, of more rows and of fewer."""
+    hosts = {"whole": 60, "half": 30}
+    messages = [
+        sample_message(*[[float(n), 1.0] for n in range(rows)], at_us=T0 + MINUTE_US,
+                       step_us=MINUTE_US, instance=host)
+        for host, rows in hosts.items()
+    ]  # fmt: skip
+    await store(any_pool, *messages)
+    await seal_until(any_pool, T0 + HOUR_US)
+    found = samples(await read(any_pool, EVERYTHING, T0, T0 + HOUR_US))
+    for host, rows in hosts.items():
+        mine = [of for identity, of in found.items() if ("instance", host) in identity]
+        expected = [T0 + n * MINUTE_US for n in range(1, rows + 1)]
+        assert [[at for at, _ in one] for one in mine] == [expected] * 2
+
+
 async def test_a_range_is_open_on_its_left_in_head_and_history(pool: Pool) -> None:
     await store(pool, sample_message(*[[float(n), 0.0] for n in range(4)], at_us=T0, step_us=60))
     for _ in range(2):
