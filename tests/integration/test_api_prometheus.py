@@ -11,6 +11,7 @@ import pytest
 
 from schemas.topology import topology
 from services.bus_memory import memory_bus
+from services.clock import now_us
 from services.database import open_pool
 from tests import promqlgrammar
 from tests.api_rig import LOAD, MINUTE_US, START_US, answers, serving, store
@@ -252,7 +253,15 @@ async def test_expressions_are_printed_as_prometheus_prints_them(
     assert printed > 10
 
 
-async def test_a_prometheus_federates_from_it(ours: httpx.AsyncClient, stack: Stack) -> None:
+async def test_a_prometheus_federates_from_it(
+    ours: httpx.AsyncClient, database_url: str, stack: Stack
+) -> None:
+    # Federation gives what is there now; START_US may be long ago when a whole suite runs.
+    fresh = [
+        sample_message([1.5, 45.0], instance=host, at_us=now_us(), seq=1, series=LOAD)
+        for host in HOSTS
+    ]
+    await store(database_url, *fresh)
     target = ours.base_url.netloc.decode()
     configuration = (
         "global: {scrape_interval: 1s}\n"
