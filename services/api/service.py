@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -37,9 +38,15 @@ async def serve(settings: ApiSettings, context: Context, whole: Health | None = 
 
     Raises CannotListen.
     """
+    with bind(settings.listen) as listener:
+        await _serve(listener, settings, context, whole)
+
+
+async def _serve(
+    listener: socket.socket, settings: ApiSettings, context: Context, whole: Health | None
+) -> None:
     url = settings.database
     hub = Hub(context.bus)
-    listener = bind(settings.listen)
     async with (
         open_pool(
             url, size=settings.database_pool_size, read_only=True, settings=_session(settings)
