@@ -37,6 +37,9 @@ EXIT_INPUT = 2
 EXIT_UNAVAILABLE = 69
 """Exit status when something that the command needs is not to be had (sysexits EX_UNAVAILABLE)."""
 
+EXIT_PIPE = 141
+"""Exit status when nobody reads the output any more: a shell's for SIGPIPE."""
+
 SERVICES = {
     "agent": "read this host and publish samples",
     "ingest": "store samples in the database",
@@ -52,9 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(_parser(given[0] if given else None).parse_args(given))
     command, config = options.pop("command"), options.pop("config", None)
     try:
-        sys.exit(_COMMANDS[command](command, config, options))
+        status = _COMMANDS[command](command, config, options)
+        sys.stdout.flush()
+        sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        if command in SERVICES or command == "up":
+            raise
+        # Whoever read what is printed has seen enough: `vervet query … | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE)
     except Exception as error:
         known = expected(error)
         if known is None:

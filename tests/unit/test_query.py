@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -223,3 +227,16 @@ def test_where_nobody_answers_the_reason_is_told_plainly(
 def test_an_explanation_is_no_csv(capsys: pytest.CaptureFixture[str]) -> None:
     assert vervet("up", "--explain", "--output", "csv") == 2
     assert capsys.readouterr().err == "--output: expected table or json with --explain\n"
+
+
+def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yml"
+    file.write_text("groups: []\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "services.cli", "check", "rules", str(file)]
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
