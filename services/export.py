@@ -154,7 +154,7 @@ class Source:
         for row in await self._pool.fetch("select source, width from layouts"):
             source: Mapping[str, str] = row["source"]
             if all(one.accepts(source[one.name]) for one in self._matchers if one.name in source):
-                name = source["instance"]
+                name = source.get("instance", "")  # a recording rule has none
                 widths[name] = widths.get(name, 0) + row["width"]
         return list(_batches(widths))
 

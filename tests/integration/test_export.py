@@ -180,6 +180,19 @@ async def test_instances_are_exported_some_at_a_time(
     assert sorted(exposed(text)) == [(name, START_US, 1.0) for name in names]
 
 
+async def test_series_without_job_and_instance_are_exported_beside_others(
+    pool: Pool, database_url: str, tmp_path: Path
+) -> None:
+    await store(
+        pool,
+        sample_message([1.0], instance="", job="", at_us=START_US, series=LOAD),
+        sample_message([2.0], at_us=START_US, series=LOAD),
+    )
+    text = (await exported(database_url, "load", tmp_path / "out")).decode()
+    assert re.findall(r"^load .*", text, re.MULTILINE) == [f"load 1.0 {START_US // SECOND_US}"]
+    assert re.findall(r"^load{.*} (\S+) ", text, re.MULTILINE) == ["2.0"]
+
+
 async def test_names_of_instances_may_be_long(
     pool: Pool, database_url: str, tmp_path: Path
 ) -> None:
