@@ -128,6 +128,12 @@ select exists (select from frames where at > $1 and at <= $2)
     or exists (select from blocks where start > $1 - interval '1 hour' and start < $2)
 """
 
+# What is stored lies between the outermost partitions; a block holds up to its upper end.
+STORED = """
+select min(lower) as lower, max(upper) as upper
+from unnest(array['frames', 'blocks']) as parent cross join list_partitions(parent)
+"""
+
 
 def _cut(start_us: int, end_us: int, span_us: int) -> Iterator[tuple[int, int]]:
     """A range, open on the left, cut at the multiples of a span."""
@@ -160,6 +166,11 @@ class Source:
 
     async def hours(self, start_us: int, end_us: int) -> AsyncIterator[tuple[int, int]]:
         """Hours (or what is in the range of them), open on the left, of days that have samples."""
+        stored = await self._pool.fetchrow(STORED)
+        if stored["lower"] is None:
+            return
+        start_us = max(start_us, microseconds(stored["lower"]) - 1)
+        end_us = min(end_us, microseconds(stored["upper"]))
         for day in _cut(start_us, end_us, DAY_US):
             if await self._pool.fetchval(ANY_SAMPLE, clamped(day[0]), clamped(day[1])):
                 for hour in _cut(*day, HOUR_US):

@@ -180,6 +180,25 @@ async def test_instances_are_exported_some_at_a_time(
     assert sorted(exposed(text)) == [(name, START_US, 1.0) for name in names]
 
 
+async def test_a_range_of_all_times_costs_no_more_than_what_is_stored(
+    pool: Pool, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = []
+    cut = exporting._cut
+
+    def counted(start_us: int, end_us: int, span_us: int) -> list[tuple[int, int]]:
+        found = list(cut(start_us, end_us, span_us))
+        looked_at.extend(found)
+        return found
+
+    monkeypatch.setattr(exporting, "_cut", counted)
+    await store(pool, sample_message([1.0], at_us=START_US, series=LOAD))
+    asked = request("load", "0001-01-01", "3000-01-01", "openmetrics", tmp_path / "out")
+    await export(asked, database_url)
+    assert b" 1.0 " in (tmp_path / "out").read_bytes()
+    assert len(looked_at) < 100
+
+
 async def test_series_without_job_and_instance_are_exported_beside_others(
     pool: Pool, database_url: str, tmp_path: Path
 ) -> None:
