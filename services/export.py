@@ -130,8 +130,9 @@ select exists (select from frames where at > $1 and at <= $2)
 
 # What is stored lies between the outermost partitions; a block holds up to its upper end.
 STORED = """
-select min(lower) as lower, max(upper) as upper
+select min(lower), max(upper)
 from unnest(array['frames', 'blocks']) as parent cross join list_partitions(parent)
+having count(*) > 0
 """
 
 
@@ -166,11 +167,9 @@ class Source:
 
     async def hours(self, start_us: int, end_us: int) -> AsyncIterator[tuple[int, int]]:
         """Hours (or what is in the range of them), open on the left, of days that have samples."""
-        stored = await self._pool.fetchrow(STORED)
-        if stored["lower"] is None:
-            return
-        start_us = max(start_us, microseconds(stored["lower"]) - 1)
-        end_us = min(end_us, microseconds(stored["upper"]))
+        for lower, upper in await self._pool.fetch(STORED):
+            start_us = max(start_us, microseconds(lower) - 1)
+            end_us = min(end_us, microseconds(upper))
         for day in _cut(start_us, end_us, DAY_US):
             if await self._pool.fetchval(ANY_SAMPLE, clamped(day[0]), clamped(day[1])):
                 for hour in _cut(*day, HOUR_US):
