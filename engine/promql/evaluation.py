@@ -1,5 +1,6 @@
 """Walks a tree of nodes over a list of steps: blocks of samples in, a table out, no I/O."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -92,13 +93,15 @@ def evaluate(node: Node, span: Span) -> Value:
 
 
 @lru_cache(maxsize=1024)
-def _constant(value: float, steps: int) -> Floats:
-    return np.full(steps, value)
+def _constant(value: float, sign: float) -> Floats:
+    """At one instant. sign: that of the value, since 0.0 and -0.0 are equal, and 1 / 0 is not."""
+    return np.full(1, value)
 
 
 def _number(node: Number, span: Span) -> Floats:
-    steps = len(span.steps)
-    return _constant(node.value, steps) if steps == 1 else np.full(steps, node.value)
+    if len(span.steps) == 1:
+        return _constant(node.value, math.copysign(1.0, node.value))
+    return np.full(len(span.steps), node.value)
 
 
 def _selector(node: Selector, span: Span) -> Table:

@@ -161,6 +161,11 @@ def test_numbers_are_computed_as_in_prometheus(text: str, expected: float) -> No
     assert number(text) == expected
 
 
+def test_a_zero_keeps_its_sign_whichever_was_asked_for_before() -> None:
+    for text, expected in (("1 / 0", math.inf), ("1 / -0", -math.inf), ("1 / 0", math.inf)):
+        assert number(text) == expected
+
+
 def test_time_is_the_instant_of_the_evaluation() -> None:
     assert number("time()", 12.5) == 12.5
 
