@@ -16,6 +16,9 @@ from services.runtime import health_response
 
 PAGE = Path(__file__).parent / "static"
 
+PROBES = ["GET", "HEAD"]
+"""How load balancers ask whether a process lives."""
+
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -64,11 +67,11 @@ def create_app(state: State, page: Path | None = None) -> FastAPI:
 
 
 def _add_operations(app: FastAPI, state: State) -> None:
-    @app.get("/-/healthy", include_in_schema=False)
+    @app.api_route("/-/healthy", methods=PROBES, include_in_schema=False)
     async def healthy() -> PlainTextResponse:
         return PlainTextResponse("healthy\n")
 
-    @app.get("/-/ready", include_in_schema=False)
+    @app.api_route("/-/ready", methods=PROBES, include_in_schema=False)
     async def ready() -> PlainTextResponse:
         status, text = health_response(state.health)
         return PlainTextResponse(text, int(status.split()[0]))

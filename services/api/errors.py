@@ -111,7 +111,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return answer(request, error.status_code, str(error.detail))
+        told = answer(request, error.status_code, str(error.detail))
+        told.headers.update(error.headers or {})  # of a 405, which methods there are
+        return told
 
     @app.exception_handler(TimeoutError)
     async def too_slow(request: Request, error: TimeoutError) -> Response:

@@ -279,6 +279,20 @@ async def test_what_is_not_there_is_a_problem_or_an_envelope(client: httpx.Async
     assert (await client.get("/..%2f..%2fsettings.py")).status_code == 404
 
 
+async def test_a_method_that_is_not_there_is_refused_with_those_that_are(
+    client: httpx.AsyncClient,
+) -> None:
+    refused = await client.delete("/api/v1/labels")
+    assert (refused.status_code, refused.json()["errorType"]) == (405, "bad_data")
+    assert {"GET", "POST"} <= set(refused.headers["allow"].split(", "))
+
+
+async def test_load_balancers_may_probe_without_a_body(client: httpx.AsyncClient) -> None:
+    for path in ("/-/healthy", "/-/ready"):
+        answer = await client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 async def test_every_answer_has_the_security_headers(client: httpx.AsyncClient) -> None:
     for path in ("/", "/v1/agents", "/api/v1/alerts", "/metrics", "/absent"):
         headers = (await client.get(path)).headers
