@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -23,24 +24,38 @@ SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
 GAP = " "
 
+REFUSED = (400, 422)
+"""Statuses of what is wrong with the expression; all others are about the api."""
+
 Output = Literal["table", "json", "csv"]
 
 
 def answer(api: str, expression: str, span: str | None, step: str | None, output: Output) -> str:
-    """The text to print. Raises Invalid for what the api refuses, Unable where none answers."""
+    """The text to print; what the api remarks stands below a table, else on stderr.
+
+    Raises Invalid for what the api refuses, Unable where none answers.
+    """
     form = _form(expression, span, step)
-    body = _asked(api, f"/api/v1/query{'' if span is None else '_range'}", form)
-    result = body["data"]
-    if output == "json":
-        return json.dumps(result, indent=2)
-    if output == "csv":
-        return _csv(result)
-    return "\n".join([_table(result), *(f"warning: {one}" for one in body.get("warnings", ()))])
+    body = _asked(api, f"/api/v1/query{'' if span is None else '_range'}", form, "data")
+    result, remarks = body["data"], _remarks(body)
+    if output == "table":
+        return "\n".join([_table(result), *remarks])
+    sys.stderr.writelines(f"{one}\n" for one in remarks)
+    return json.dumps(result, indent=2) if output == "json" else _csv(result)
+
+
+def _remarks(body: Mapping[str, Any]) -> list[str]:
+    """What a reader of the result should know, such as that it is approximate."""
+    return [
+        f"{kind}: {one}"
+        for kind, name in (("warning", "warnings"), ("info", "infos"))
+        for one in body.get(name, ())
+    ]
 
 
 def explanation(api: str, expression: str, span: str | None, step: str | None) -> dict[str, Any]:
     """What the expression reads and costs, as `/v1/explain` tells it. Raises as `answer` does."""
-    return _asked(api, "/v1/explain", _form(expression, span, step))
+    return _asked(api, "/v1/explain", _form(expression, span, step), "selectors")
 
 
 def _form(expression: str, span: str | None, step: str | None) -> dict[str, str]:
@@ -60,16 +75,22 @@ def _form(expression: str, span: str | None, step: str | None) -> dict[str, str]
     return form
 
 
-def _asked(api: str, path: str, form: Mapping[str, str]) -> dict[str, Any]:
+def _asked(api: str, path: str, form: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The answer, which has this key."""
     data = urllib.parse.urlencode(form).encode()
     try:
         with urllib.request.urlopen(f"{api_url(api)}{path}", data, TIMEOUT_S) as reply:
             body: dict[str, Any] = json.load(reply)
     except urllib.error.HTTPError as error:
         with error:
-            raise Invalid(pointed(form["query"], _refusal(error))) from error
+            refusal = _refusal(error)
+        if error.code in REFUSED:
+            raise Invalid(pointed(form["query"], refusal)) from error
+        raise Unable(f"{api}: HTTP status {error.code}: {refusal}") from error
     except NO_ANSWER as error:
         raise no_answer(api, error) from error
+    if not isinstance(body, dict) or key not in body:
+        raise Unable(f"{api} answers, but not as this api does")
     return body
 
 
@@ -106,7 +127,7 @@ def _refusal(error: urllib.error.HTTPError) -> str:
         body = json.load(error)
         said = body.get("error") or body["detail"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        said = f"HTTP status {error.code}"
+        said = error.reason
     return str(said)
 
 

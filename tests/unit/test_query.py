@@ -179,10 +179,40 @@ def test_an_explanation_can_be_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_warnings_stand_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    body = {**success("vector", []), "warnings": ["results truncated due to limit"]}
+    body = {**success("vector", []), "warnings": ["cut"], "infos": ["approximate"]}
     with api(200, body) as (address, _):
         assert vervet("x", "--api", address) == 0
-    assert capsys.readouterr().out == "no result\nwarning: results truncated due to limit\n"
+    assert capsys.readouterr().out == "no result\nwarning: cut\ninfo: approximate\n"
+
+
+@pytest.mark.parametrize("output", ["json", "csv"])
+def test_remarks_stand_on_stderr_where_stdout_is_for_programs(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {**success("vector", []), "warnings": ["cut"], "infos": ["approximate"]}
+    with api(200, body) as (address, _):
+        assert vervet("x", "--api", address, "--output", output) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "warning: cut\ninfo: approximate\n"
+    assert "approximate" not in shown.out
+
+
+def test_an_api_that_cannot_answer_now_is_no_mistake_of_the_asker(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with api(503, {"status": "error", "errorType": "timeout", "error": "too slow"}) as (address, _):
+        assert vervet("x", "--api", address) == 69
+    assert capsys.readouterr().err == f"vervet query: {address}: HTTP status 503: too slow\n"
+
+
+def test_who_answers_something_else_is_told_from_an_api(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for body in ({"fine": True}, [1]):
+        with api(200, body) as (address, _):
+            assert vervet("x", "--api", address) == 69
+        told = f"vervet query: {address} answers, but not as this api does\n"
+        assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(
