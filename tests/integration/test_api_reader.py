@@ -10,9 +10,11 @@ import asyncpg
 import pytest
 
 from schemas.topology import topology
+from services import jobs, retention
 from services.bus_memory import memory_bus
 from services.clock import now_us
 from services.database import open_pool
+from services.export import export, request
 from tests.api_rig import LOAD, MINUTE_US, answers, serving, store
 from tests.builders import sample_message
 from tests.processes import eventually
@@ -25,7 +27,7 @@ READ = [
     *("rules", "alerts", "targets", "targets/metadata", "scrape_pools"),
     *("status/tsdb", "status/runtimeinfo", "status/config", "status/flags"),
 ]
-OWN = ["agents", "transitions", "inbox", "deliveries", "pipeline", "explain?query=node_load1"]
+OWN = ["agents", "transitions", "inbox", "deliveries", "pipeline", "jobs", "explain?query=up"]
 
 
 def statements(block: str, reader: str, password: str, owner: str) -> list[str]:
@@ -80,6 +82,28 @@ async def test_the_api_works_for_a_role_that_can_only_read(
                 assert answer.status_code == 200, (path, answer.text)
             federated = await client.get("/federate?match[]=node_load1")
             assert 'node_load1{instance="host-1",job="node"} 10 ' in federated.text
+
+
+async def test_a_role_that_can_only_read_exports(
+    database_url: str, reader_url: str, tmp_path: Path
+) -> None:
+    await store(database_url, sample_message([1.0, 2.0], series=LOAD))
+    file = tmp_path / "samples.txt"
+    asked = request("node_load1", "2000-01-01", "3000-01-01", "openmetrics", file)
+    await export(asked, reader_url)
+    assert re.match('node_load1{.*instance="host-1".*} 1.0 ', file.read_text())
+
+
+async def test_a_role_that_can_change_retention_and_ask_for_jobs_needs_no_more(
+    database_url: str, reader_url: str
+) -> None:
+    async with open_pool(database_url) as pool:
+        reader = urlsplit(reader_url).username
+        await pool.execute(f"grant update on retention, jobs to {reader}")
+        await pool.execute("insert into jobs (name, every_s, owner) values ('seal', 300, 'x')")
+    writing = reader_url + "?options=-c%20default_transaction_read_only%3Doff"
+    assert "30d" in await retention.answer(writing, {"raw": "30d"}, None)
+    assert await jobs.run(writing, "seal")
 
 
 async def test_a_role_that_can_only_read_writes_nothing(reader_url: str) -> None:
