@@ -31,8 +31,9 @@ from services.rollup_reading import (
     read_floors,
     sealed_until,
 )
-from services.sample_reading import COUNT, SAMPLES, Wanted, arguments_of, wanted_of
-from services.series_lookup import Catalogue, Selected, aside
+from services.sample_reading import COUNT, SAMPLES, Wanted
+from services.selections import Matchers, Selection, Selections
+from services.series_lookup import Catalogue
 
 
 class Limits(NamedTuple):
@@ -77,6 +78,7 @@ class Reader:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.catalogue = Catalogue()
+        self.selections = Selections()
         self.instants: KnownInstants = Recent(MAX_CACHED_INSTANTS)
         self.floors: Floors | None = None
         """What had been dropped when it was last seen."""
@@ -108,6 +110,7 @@ class Snapshot:
         self.catalogue = reader.catalogue
         self._reader = reader
         self._floors_seen: Floors | None = None
+        self._registered_seen: bytes | None = None
         self.begun = False
         self._limits = limits
         self.samples = Counter[str]()
@@ -115,7 +118,9 @@ class Snapshot:
         rollups_5m, rollups_1h."""
         self.notes: dict[str, None] = {}
         """What the reader of an answer should know, in the order in which it was found."""
-        self._pieces: dict[tuple[tuple[Matcher, ...], int, int], list[Piece]] = {}
+        self._selections: dict[Matchers, Selection] = {}
+        """What is selected, for certain."""
+        self._pieces: dict[tuple[Matchers, int, int], list[Piece]] = {}
         """What was read, for other functions of the same samples."""
 
     async def begin(self) -> None:
@@ -155,23 +160,28 @@ class Snapshot:
         samples, if these are many and windows keep to a `grid_us` of buckets. Raises QueryError
         past the limits; those on cells are of all that the snapshot reads.
         """
-        selected = await self.catalogue.select(self.connection, matchers, self._limits.series)
-        if not selected:
-            return []
-        wanted, arguments = await aside(len(selected), lambda: _prepared(selected))
-        before = self.samples.total()
+        matchers = tuple(matchers)
         assumed = floors = await self._floors(start_us)
-        if grid_us and grid_us % FINE.bucket_us == 0 and end_us - start_us >= WORTH_ROLLUPS_US:
+        worth_rollups = end_us - start_us >= WORTH_ROLLUPS_US
+        on_grid = bool(grid_us) and grid_us % FINE.bucket_us == 0 and worth_rollups
+        checked = not on_grid and not parts_of(floors, start_us, end_us)
+        selection = await self._selection(matchers, checked=checked)
+        wanted = selection.wanted
+        if not wanted:
+            return []
+        before = self.samples.total()
+        if on_grid:
             await self.begin()
             until_us = await sealed_until(self.connection, wanted, start_us, end_us)
             floors = floors._replace(raw_us=max(floors.raw_us, until_us))
         parts = parts_of(floors, start_us, end_us)
         if parts:
             await self.begin()
-        key = (tuple(matchers), max(start_us, floors.raw_us), end_us)
-        rows = [] if key in self._pieces else await self._samples(wanted, arguments, *key[1:])
-        if self._floors_seen not in (None, assumed) and start_us < self._floors_seen.raw_us:
-            # Something was dropped since a reader last looked.
+        key = (matchers, max(start_us, floors.raw_us), end_us)
+        rows = [] if key in self._pieces else await self._samples(selection, *key[1:])
+        dropped = self._floors_seen not in (None, assumed) and start_us < self._floors_seen.raw_us
+        if dropped or not await self._still_selected(matchers, selection):
+            # Something was dropped, or registered, since a reader last looked.
             return await self.read(matchers, start_us, end_us, column, window_us, grid_us)
         self._count(rows, wanted)
         old = [(part, await self._rollups(part, column, window_us, wanted)) for part in parts]
@@ -188,29 +198,47 @@ class Snapshot:
                     piece = Piece(piece.at, numbers(piece.values))
                 if place in stand_ins:
                     piece = joined(stand_ins[place], [piece])
-                found.append(block(selected[place].columns, piece, start_us, end_us))
+                found.append(block(wanted[place].selected.columns, piece, start_us, end_us))
             return [one for one in found if one is not None]
 
         small = self.samples.total() - before <= INLINE_CELLS
         return assemble() if small else await asyncio.to_thread(assemble)
 
-    async def _samples(
-        self,
-        wanted: Sequence[Wanted],
-        arguments: Sequence[list[int]],
-        start_us: int,
-        end_us: int,
-    ) -> list[Record]:
+    async def _selection(self, matchers: Matchers, *, checked: bool) -> Selection:
+        """What matchers select. checked: whether the samples are read then, which tells if what is
+        remembered is out of date."""
+        found = self._selections.get(matchers)
+        if found is None and checked:
+            found = self._reader.selections.known(matchers, self._limits.series)
+        if found is None:
+            found = self._selections[matchers] = await self._reader.selections.select(
+                self.connection, self.catalogue, matchers, self._limits.series
+            )
+        return found
+
+    async def _still_selected(self, matchers: Matchers, selection: Selection) -> bool:
+        """Whether what was remembered is so in this snapshot."""
+        if matchers in self._selections:
+            return True
+        if selection.registered == self._registered_seen:
+            self._selections[matchers] = selection
+            return True
+        return (await self._selection(matchers, checked=False)).same_as(selection)
+
+    async def _samples(self, selection: Selection, start_us: int, end_us: int) -> list[Record]:
         if start_us >= end_us:
             return []
         start, end = clock.clamped(start_us), clock.clamped(end_us)
-        await self._check_size([one.selected for one in wanted], start, end)
-        rows: list[Record] = await self.connection.fetch(SAMPLES, start, end, *arguments)
-        floors = [row for row in rows if row["place"] < 0]
-        self._reader.floors = self._floors_seen = floors_of(
-            {row["at"].decode(): clock.microseconds(row["start"]) for row in floors}
-        )
-        return [row for row in rows if row["place"] >= 0] if floors else rows
+        await self._check_size(selection, start, end)
+        rows: list[Record] = await self.connection.fetch(SAMPLES, start, end, *selection.arguments)
+        floors = {}
+        for row in rows:
+            if row["place"] < 0 and row["start"] is None:
+                self._registered_seen = self._reader.selections.registered = row["at"]
+            elif row["place"] < 0:
+                floors[row["at"].decode()] = clock.microseconds(row["start"])
+        self._reader.floors = self._floors_seen = floors_of(floors)
+        return [row for row in rows if row["place"] >= 0]
 
     def _count(self, rows: Sequence[Record], wanted: Sequence[Wanted]) -> None:
         for row in rows:
@@ -249,16 +277,13 @@ class Snapshot:
             self._reader.floors = await read_floors(self.connection)
         return self._floors_seen or self._reader.floors
 
-    async def _check_size(
-        self, selected: Sequence[Selected], start: datetime, end: datetime
-    ) -> None:
+    async def _check_size(self, selection: Selection, start: datetime, end: datetime) -> None:
         """Raises QueryError before anything is read, where that would be too much."""
-        series = sum(len(one.columns) for one in selected)
         span_s = (min(end, datetime.now(UTC)) - start).total_seconds()
-        if series * max(span_s, 0.0) * ASSUMED_ROWS_PER_S <= self._limits.cells:
+        if selection.series * max(span_s, 0.0) * ASSUMED_ROWS_PER_S <= self._limits.cells:
             return
-        ids = [one.layout_id for one in selected]
-        widths = [len(one.columns) for one in selected]
+        ids = [one.selected.layout_id for one in selection.wanted]
+        widths = [len(one.selected.columns) for one in selection.wanted]
         self._check_cells(await self.connection.fetchval(COUNT, start, end, ids, widths))
 
     def _check_cells(self, cells: int) -> None:
@@ -266,20 +291,3 @@ class Snapshot:
             raise QueryError(
                 f"the query reads {cells:,} samples; at most {self._limits.cells:,}: narrow it"
             )
-
-
-def _prepared(selected: Sequence[Selected]) -> tuple[list[Wanted], list[list[int]]]:
-    wanted = [wanted_of(one) for one in selected]
-    return wanted, arguments_of(wanted)
-
-
-async def read(
-    pool: Pool,
-    matchers: Sequence[Matcher],
-    start_us: int,
-    end_us: int,
-    limits: Limits = DEFAULT_LIMITS,
-) -> list[Block]:
-    """`Snapshot.read` by a reader that nobody asks a second time."""
-    async with Reader(pool).snapshot(limits) as snapshot:
-        return await snapshot.read(matchers, start_us, end_us)

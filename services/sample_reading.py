@@ -27,7 +27,7 @@ from services.series_lookup import Selected
 # Sealed blocks: of each hour the groups of columns that are wanted. It goes layout by layout along
 # the keys, whatever a planner thinks (`offset 0`): that might read a range of time of all layouts.
 # One statement, so that a reader never sees frames that are being sealed twice, or not at all; it
-# also tells up to where what was dropped, so that nobody need ask before.
+# also tells up to where what was dropped and what is registered, so that nobody need ask before.
 SAMPLES = """
 select place, null::timestamptz as start, count(*)::integer as rows, null::integer as span,
        string_agg(timestamptz_send(at), '') as at,
@@ -53,6 +53,8 @@ cross join lateral (
 union all
 select -1, floor, null, null, convert_to(tier, 'UTF8'), null, null, null
 from retention where isfinite(floor)
+union all
+select -1, null, null, null, uuid_send(state), null, null, null from registered
 """
 
 COUNT = """

@@ -43,6 +43,23 @@ create index layouts_source on layouts using gin (source jsonb_path_ops);
 -- What matchers were decided on before; a million series cost it more than their frames.
 drop index series_labels;
 
+-- What is registered, as a value that never comes again. Every transaction that registers layouts or
+-- collects them makes another, and holds the row until it ends: two snapshots that see the same
+-- value see the same layouts (services/selections.py).
+create table registered (
+    singleton boolean primary key default true check (singleton),
+    state     uuid not null default gen_random_uuid()
+);
+insert into registered default values;
+
+create function registered_anew() returns trigger language plpgsql as $$
+begin
+    update registered set state = gen_random_uuid();
+    return null;
+end $$;
+create trigger registered_anew after insert or delete or truncate on layout_shapes
+for each statement execute function registered_anew();
+
 create temporary table members on commit drop as
 select layout_id, metric, (array_agg(type order by position))[1] as type,
        (array_agg(unit order by position))[1] as unit,

@@ -12,7 +12,6 @@ import pytest
 from engine.promql.matchers import Matcher, MatchOp
 from schemas.samples import SampleMessage
 from schemas.values import ABSENT, STALE
-from services import frames
 from services.clock import instant, now_us
 from services.database import Pool, check_schema, migrate, open_pool
 from services.ingest.batch import Layouts, Window, receive
@@ -21,6 +20,7 @@ from services.ingest.jobs import Progress
 from services.ingest.sealing import seal
 from services.ingest.store import Store
 from tests.builders import delivery, sample_message
+from tests.reading import read
 from tests.stack.database import Database, with_database
 from tests.stack.session import Stack
 
@@ -70,7 +70,7 @@ async def fill(pool: Pool) -> None:
 async def all_samples(pool: Pool, until_us: int) -> Samples:
     """Bits by series and instant."""
     found: Samples = {}
-    for block in await frames.read(pool, EVERYTHING, 0, until_us):
+    for block in await read(pool, EVERYTHING, 0, until_us):
         at = block.at.tolist()
         bits = np.ascontiguousarray(block.values).view(np.uint64)
         for place, labels in enumerate(block.labels):
@@ -146,7 +146,7 @@ async def goes_on(pool: Pool) -> None:
     late_us = NOW_US - 100 * HOUR_US
     await store(pool, sample_message([3.0, 4.0], instance="new", at_us=late_us))
     await seal(pool, instant(NOW_US), progress)
-    found = await frames.read(pool, (Matcher("instance", MatchOp.EQUAL, "new"),), 0, NOW_US)
+    found = await read(pool, (Matcher("instance", MatchOp.EQUAL, "new"),), 0, NOW_US)
     assert [block.values.tolist() for block in found] == [[[3.0, 4.0]]]
     assert await pool.fetchval("select count(*) from blocks") == 11
 

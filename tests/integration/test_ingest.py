@@ -13,7 +13,6 @@ from schemas.layouts import Series
 from schemas.samples import SAMPLES_MSGPACK
 from schemas.topology import DEAD_QUEUE, EVENTS, SAMPLES, topology
 from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
-from services import frames
 from services.bus import Bus, Message
 from services.bus_memory import memory_bus
 from services.clock import instant, now_us
@@ -24,6 +23,7 @@ from services.ingest.settings import IngestSettings
 from services.ingest.store import Store
 from services.runtime import Context
 from tests.builders import bus_message, delivery, sample_message
+from tests.reading import read
 
 WINDOW = Window(timedelta(days=366), timedelta(days=1))
 
@@ -89,7 +89,7 @@ async def test_two_frames_of_one_key_in_a_batch_are_merged(pool: Pool) -> None:
 async def test_absent_cells_and_stale_markers_keep_their_bits(pool: Pool) -> None:
     await Store(pool).write(received(sample_message([ABSENT, STALE])))
     matchers = [Matcher("__name__", MatchOp.EQUAL, "temperature")]
-    (block,) = await frames.read(pool, matchers, 0, now_us() + 1_000_000)
+    (block,) = await read(pool, matchers, 0, now_us() + 1_000_000)
     assert [bits(value) for value in block.values[0]] == [ABSENT_BITS, bits(STALE)]
     assert await stored(pool) == []
 
@@ -107,7 +107,7 @@ async def test_a_selector_reads_few_columns_of_a_wide_frame(pool: Pool) -> None:
     at = now_us() - 10_000_000
     await Store(pool).write(received(sample_message(*rows, at_us=at, series=series)))
     matchers = [Matcher("n", MatchOp.REGEX, "4[12]")]
-    (block,) = await frames.read(pool, matchers, at - 1, at + 1_000_000)
+    (block,) = await read(pool, matchers, at - 1, at + 1_000_000)
     assert block.at.tolist() == [at, at + 1_000_000]
     assert block.values.tolist() == [[41.0, 42.0], [141.0, 142.0]]
     assert block.labels[0] == {"__name__": "m", "n": "41", "job": "node", "instance": "host-1"}

@@ -9,9 +9,10 @@ import pytest
 from engine.promql.matchers import Matcher, MatchOp
 from schemas.migrations import migrations
 from schemas.values import ABSENT, ABSENT_BITS, STALE, STALE_BITS
-from services import database, frames
+from services import database
 from services.clock import instant, microseconds, now_us
 from services.database import migrate, open_pool
+from tests.reading import read
 from tests.stack.session import Stack
 
 FIRST_RELEASE = 3
@@ -40,7 +41,7 @@ async def test_frames_of_the_first_release_keep_their_cells(
     await migrate(url)
     async with open_pool(url) as pool:
         named = Matcher("job", MatchOp.EQUAL, "node")
-        (block,) = await frames.read(pool, [named], 0, now_us())
+        (block,) = await read(pool, [named], 0, now_us())
         assert block.at.tolist() == [microseconds(at)]
         assert block.values.view("u8").tolist() == [[0x3FF8 << 48, ABSENT_BITS, STALE_BITS]]
         assert [row["value"] for row in await pool.fetch("select value from samples")] == [1.5]
