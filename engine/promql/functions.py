@@ -45,7 +45,11 @@ def _scalar(value: Value) -> Floats:
 
 
 def _clamped(table: Table, low: Floats, high: Floats) -> Table:
-    values = np.maximum(low[:, None], np.minimum(high[:, None], table.values))
+    """As Go's math.Min and Max: NaN beside the utmost infinity counts for nothing."""
+    values = np.minimum(high[:, None], table.values)
+    values[(high == -np.inf)[:, None] | (table.values == -np.inf)] = -np.inf
+    topmost = (low == np.inf)[:, None] | (values == np.inf)
+    values = np.where(topmost, np.inf, np.maximum(low[:, None], values))
     present = table.present & ~(low > high)[:, None]
     return Table(table.columns, values, present).without_name()
 
@@ -195,7 +199,7 @@ FUNCTIONS: dict[str, Function] = {
     "log2": _elementwise(np.log2),
     "log10": _elementwise(np.log10),
     "sqrt": _elementwise(np.sqrt),
-    "sgn": _elementwise(np.sign),
+    "sgn": _elementwise(lambda values: np.copysign(np.sign(values), values)),
     "round": _round,
     "clamp": _clamp,
     "clamp_min": _clamp_min,

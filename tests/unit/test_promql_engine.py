@@ -166,6 +166,21 @@ def test_a_zero_keeps_its_sign_whichever_was_asked_for_before() -> None:
         assert number(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sgn(vector(-0))", "-0.0"),
+        ("clamp_max(vector(-Inf), NaN)", "-inf"),
+        ("clamp_min(vector(Inf), NaN)", "inf"),
+        ("clamp_max(vector(NaN), -Inf)", "-inf"),
+        ("clamp_max(vector(1), NaN)", "nan"),
+        ("clamp(vector(5), 1, 3)", "3.0"),
+    ],
+)
+def test_unusual_numbers_are_kept_as_go_keeps_them(text: str, expected: str) -> None:
+    assert repr(number(f"scalar({text})")) == expected
+
+
 def test_time_is_the_instant_of_the_evaluation() -> None:
     assert number("time()", 12.5) == 12.5
 
