@@ -83,13 +83,26 @@ create table days_due (
     primary key (start, layout_id)
 );
 
+-- What a counter increased by within a bucket. PostgreSQL raises an error where floats overflow, and
+-- one series near the largest number must not keep all others from being read.
+create function rollup_increase(first float8, last float8, reset float8) returns float8
+language sql immutable parallel safe as $$
+    select case
+        when greatest(abs(first), abs(last), reset) < 4e307 then last - first + reset
+        when last::numeric - first::numeric + reset::numeric = 'NaN' then 'NaN'
+        when last::numeric - first::numeric + reset::numeric > 1.79e308 then 'Infinity'
+        when last::numeric - first::numeric + reset::numeric < -1.79e308 then '-Infinity'
+        else (last::numeric - first::numeric + reset::numeric)::float8
+    end
+$$;
+
 -- For plain SQL, as `samples` is for recent frames. `at` is a bucket's end; `start` is when its row
 -- begins: a condition on it lets the server skip what is older.
 create view rollup_5m as
 select r.start + b.bucket * interval '5 minutes' as at, s.metric, s.labels, b.count, b.sum,
        case when b.min = 'NaN' then b.first else b.min end as min,
        case when b.max = 'NaN' then b.last else b.max end as max,
-       b.first, b.last, b.last - b.first + b.reset as increase, r.start
+       b.first, b.last, rollup_increase(b.first, b.last, b.reset) as increase, r.start
 from rollups_5m r
 join layout_series l on l.layout_id = r.layout_id
 join series s on s.id = l.series_id
@@ -104,7 +117,7 @@ create view rollup_1h as
 select r.start + b.bucket * interval '1 hour' as at, s.metric, s.labels, b.count, b.sum,
        case when b.min = 'NaN' then b.first else b.min end as min,
        case when b.max = 'NaN' then b.last else b.max end as max,
-       b.first, b.last, b.last - b.first + b.reset as increase, r.start
+       b.first, b.last, rollup_increase(b.first, b.last, b.reset) as increase, r.start
 from rollups_1h r
 join layout_series l on l.layout_id = r.layout_id
 join series s on s.id = l.series_id

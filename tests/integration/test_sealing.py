@@ -1,6 +1,7 @@
 """Sealing on a real database: each sample in one place, whatever comes late or is killed."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -37,6 +38,8 @@ DAY = now_us() // DAY_US * DAY_US - 3 * DAY_US
 """The start of a day that is over."""
 STEP = 60_000_000
 LATER = instant(DAY) + timedelta(days=2)
+
+ROOMS = [Series("temperature", {"room": room}, "gauge") for room in ("a", "b")]
 
 Cell = tuple[str, str, int]
 """Instance, room and instant."""
@@ -220,6 +223,17 @@ async def test_rollups_read_as_plain_sql(pool: Pool) -> None:
     await roll_up_days(pool, LATER, progress())
     assert await views(pool, "rollup_5m") == expected(at, values, 300_000_000)
     assert await views(pool, "rollup_1h") == expected(at, values, HOUR_US)
+
+
+async def test_numbers_that_overflow_keep_nobody_from_reading_rollups(pool: Pool) -> None:
+    largest = 1.7976931348623157e308
+    rows = [[-largest, largest], [largest, -largest], [largest, math.inf]]
+    await store(pool, sample_message(*rows, at_us=DAY + STEP, series=ROOMS))
+    await seal(pool, LATER, progress())
+    await roll_up_days(pool, LATER, progress())
+    for view in ("rollup_5m", "rollup_1h"):
+        found = await pool.fetch(f"select increase from {view} order by labels->>'room'")
+        assert [row["increase"] for row in found] == [math.inf, math.inf]
 
 
 async def test_an_open_day_is_not_rolled_up_yet(pool: Pool) -> None:
