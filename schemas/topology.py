@@ -98,6 +98,7 @@ def topology(partitions: int = DEFAULT_PARTITIONS) -> Topology:
             *(Binding(EVALUATE, queue.name, key="1") for queue in evaluate),
             Binding(ALERTS, NOTIFY_QUEUE),
             Binding(EVENTS, FLEET_QUEUE, key="agent.#"),
+            Binding(EVENTS, FLEET_QUEUE, key="metrics.#"),
             Binding(DEAD, DEAD_QUEUE),
         ),
     )

@@ -13,6 +13,7 @@ from services.api import labels
 from services.api.envelope import limited, success, success_pieces
 from services.api.errors import BadData, Unprocessable
 from services.api.evaluating import Check, bounded
+from services.api.metadata import MAX_METADATA, Described, catalogue, family_of, series_of
 from services.api.parameters import Parameters
 from services.api.selectors import selector_matchers, selectors_of
 from services.api.state import Shared, State
@@ -21,9 +22,6 @@ from services.frames import Snapshot
 router = APIRouter(prefix="/api/v1", include_in_schema=False)
 
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*\Z")
-
-MAX_METADATA = 100_000
-"""Metrics of one answer."""
 
 
 @router.api_route("/series", methods=["GET", "POST"])
@@ -91,50 +89,54 @@ async def _united(
     return success(shown, warnings)
 
 
-METRICS = """
-select distinct on (metric) metric, type, unit from shapes
-where $1::text is null or metric = $1 order by metric, id limit $2
-"""
-
-
 @router.get("/metadata")
 async def metadata(request: Request, state: Shared) -> Response:
-    """Type and unit of each metric, as its first series had them. metric, limit."""
+    """Type, help and unit of each metric, all that differ. metric, limit, limit_per_metric."""
     given = await Parameters.of(request)
-    limit = given.limit() or MAX_METADATA
-    rows = await state.pool.fetch(METRICS, given.first("metric"), limit)
-    return success({row["metric"]: [_described(row)] for row in rows})
-
-
-def _described(row: Any) -> dict[str, str]:
-    """No agent tells what a metric is about, so the help is empty."""
-    return {"type": row["type"] or "unknown", "help": "", "unit": row["unit"]}
+    metric, most = given.first("metric"), given.natural("limit_per_metric")
+    known = await catalogue(state.pool, [metric] if metric else None)
+    shown = [(name, told) for name, told in known.items() if metric in (None, name)]
+    return success(
+        {
+            name: [one._asdict() for one in told[: most or None]]
+            for name, told in shown[: given.limit() or None]
+        }
+    )
 
 
 BY_TARGET = """
-select source, layout_shapes.metric, type, unit
-from layouts join layout_shapes on layout_id = layouts.id join shapes on shapes.id = shape_id
-where ($1::text is null or layout_shapes.metric = $1) and source @> $2
-order by layouts.id, layout_shapes.metric limit $3
+select source, metric
+from layouts join layout_shapes on layout_id = layouts.id
+where ($1::text[] is null or metric = any($1)) and source @> $2
+order by layouts.id, metric limit $3
 """
 
 
 @router.get("/targets/metadata")
 async def targets_metadata(request: Request, state: Shared) -> Response:
-    """Type and unit of metrics by the agent that reports them. match_target, metric, limit."""
+    """What metrics are, by what reports them. match_target, metric, limit.
+
+    Where senders tell different things of one metric, it is the newest: they don't say of whom.
+    """
     given = await Parameters.of(request)
     match, metric = given.first("match_target"), given.first("metric")
     matchers = selector_matchers(match) if match else ()
     equal = {one.name: one.value for one in matchers if one.op == "=" and one.value}
-    limit = given.limit() or MAX_METADATA
-    rows = await state.pool.fetch(BY_TARGET, metric, equal, limit)
-    return success([_of_target(row, metric) for row in _matching(rows, matchers)])
+    rows = await state.pool.fetch(
+        BY_TARGET, series_of(metric) if metric else None, equal, MAX_METADATA
+    )
+    known = await catalogue(state.pool, {row["metric"] for row in rows})
+    found: dict[tuple[tuple[tuple[str, str], ...], str], Described] = {}
+    for row in _matching(rows, matchers):
+        family = family_of(row["metric"], known)
+        if family and metric in (None, family[0]):
+            found[(tuple(row["source"].items()), family[0])] = family[1]
+    shown = [
+        {"target": dict(target), **({} if metric else {"metric": name}), **one._asdict()}
+        for (target, name), one in found.items()
+    ]
+    return success(shown[: given.limit() or None])
 
 
 def _matching(rows: Iterable[Any], matchers: tuple[Matcher, ...]) -> list[Any]:
     return [row for row in rows if all(m.accepts(row["source"].get(m.name, "")) for m in matchers)]
-
-
-def _of_target(row: Any, metric: str | None) -> dict[str, Any]:
-    named = {} if metric else {"metric": row["metric"]}
-    return {"target": row["source"], **named, **_described(row)}

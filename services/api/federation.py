@@ -12,6 +12,7 @@ from engine.promql.formatting import format_value
 from engine.promql.windows import instants_of_newest, newest
 from services import frames
 from services.api.evaluating import Check, bounded, limits_of
+from services.api.metadata import Catalogue, catalogue, family_of
 from services.api.parameters import Parameters
 from services.api.selectors import selectors_of
 from services.api.settings import ApiSettings
@@ -22,10 +23,11 @@ router = APIRouter(include_in_schema=False)
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
-TYPES = "select distinct on (metric) metric, type from shapes where metric = any($1)"
+SINGLE = frozenset({"counter", "gauge"})
+"""Types of families whose series have one name, as the text format has them."""
 
-TEXT_TYPES = frozenset({"counter", "gauge"})
-"""Types that the text format has for a single series; what is of another type is untyped."""
+OF_SEVERAL = {"histogram": "le", "summary": "quantile"}
+"""Types of families whose series have several names, and the label whose numbers are in order."""
 
 
 @router.get("/federate")
@@ -43,8 +45,8 @@ async def federate(request: Request, state: Shared) -> Response:
             lambda check: newest_samples(blocks, at_us, settings, check)
         )
         names = sorted({labels[NAME] for labels, _, _ in samples})
-        types = {row["metric"]: row["type"] for row in await now.connection.fetch(TYPES, names)}
-        text = await state.turns.compute(lambda _: exposition(samples, types))
+        known = await catalogue(now.connection, names)
+        text = await state.turns.compute(lambda _: exposition(samples, known))
     return Response(text, media_type=TEXT_FORMAT)
 
 
@@ -69,17 +71,50 @@ def newest_samples(
     return sorted(found, key=lambda sample: (sample[0][NAME], sorted(sample[0].items())))
 
 
-def exposition(samples: Sequence[Sample], types: dict[str, str]) -> bytes:
-    """Samples, sorted, as text; each metric with its type."""
+def exposition(samples: Sequence[Sample], known: Catalogue) -> bytes:
+    """Samples as text: those of a family together, after its type."""
+    families = {name: _family(name, known) for name in {labels[NAME] for labels, _, _ in samples}}
+    keys = [_place(labels, families[labels[NAME]]) for labels, _, _ in samples]
     lines: list[str] = []
-    for name, group in groupby(samples, key=lambda sample: sample[0][NAME]):
-        kind = types.get(name, "")
-        lines.append(f"# TYPE {name} {kind if kind in TEXT_TYPES else 'untyped'}")
-        lines += (
-            f"{name}{_braces(labels)} {format_value(value)} {at_ms}"
-            for labels, at_ms, value in group
-        )
+    order = sorted(range(len(samples)), key=keys.__getitem__)
+    for (family, kind), places in groupby(order, lambda n: families[samples[n][0][NAME]]):
+        lines.append(f"# TYPE {family} {kind}")
+        for labels, at_ms, value in (samples[place] for place in places):
+            lines.append(f"{labels[NAME]}{_braces(labels)} {format_value(value)} {at_ms}")
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+Family = tuple[str, str]
+"""A family's name and type, as the text format has them."""
+
+
+def _family(metric: str, known: Catalogue) -> Family:
+    """What a series of this name is declared as: alone, or as one of a family's."""
+    family, told = family_of(metric, known) or (metric, None)
+    if told is None:
+        return metric, "untyped"
+    if told.type in OF_SEVERAL:
+        return family, told.type
+    return metric, told.type if told.type in SINGLE and _is_one(metric, family) else "untyped"
+
+
+def _is_one(metric: str, family: str) -> bool:
+    """Whether its series have but this name: in OpenMetrics, a family's lacks the `_total`."""
+    return metric in (family, f"{family}_total")
+
+
+def _place(labels: Labels, family: Family) -> tuple[str, str, list[tuple[str, str]], float]:
+    """Where a series stands: buckets and quantiles of the same labels follow one another."""
+    own = OF_SEVERAL.get(family[1])
+    others = sorted(pair for pair in labels.items() if pair[0] not in (NAME, own))
+    return family[0], labels[NAME], others, _number(labels.get(own or "", ""))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _braces(labels: Labels) -> str:

@@ -27,6 +27,7 @@ from services.api.assembly import SAMPLES_AT_ONCE, Part, assemble, portions
 from services.api.placement import Placement, Recalled, Source, SourceKey
 from services.api.remote_write import Samples, Unusual, decompress, read
 from services.api.senders import Sender, State
+from services.api.telling import Telling
 from services.bus import Bus, BusError, Message
 from services.clock import instant, now_us
 from services.database import Pool, Verdict, verdict
@@ -114,6 +115,7 @@ class Intake:
         self.bounds = bounds
         self._placement = Placement()
         self._senders: dict[SourceKey, Sender] = {}
+        self._telling = Telling(bus)
         self._epoch = _new_epoch()
         self._learning = asyncio.Lock()
         self._large = asyncio.Lock()
@@ -136,14 +138,15 @@ class Intake:
     async def _take(self, request: bytes) -> Outcome:
         if len(self._placement) > MAX_KNOWN:
             self._placement = Placement()
-        placement, outcome = self._placement, Outcome()
-        for part in await _read_whole(placement, request, outcome):
+        placement, outcome, unusual = self._placement, Outcome(), Unusual()
+        for part in await _read_whole(placement, request, unusual, outcome):
             for begin in range(0, len(part), SAMPLES_AT_ONCE):
                 samples = part[begin : begin + SAMPLES_AT_ONCE]
                 samples = _acceptable(placement, samples, self.bounds.instants_ms(), outcome)
                 if len(samples):
                     await self._pass_on(placement, samples)
                     outcome.stored += len(samples)
+        await self._telling.tell(unusual.metadata)
         KNOWN.set(len(placement))
         return outcome
 
@@ -242,10 +245,11 @@ class Intake:
             log.warning("not told", source=status.source, state=status.state, reason=str(error))
 
 
-async def _read_whole(placement: Placement, request: bytes, outcome: Outcome) -> list[Samples]:
+async def _read_whole(
+    placement: Placement, request: bytes, unusual: Unusual, outcome: Outcome
+) -> list[Samples]:
     """All samples of a request, in parts; others get their turn between them. Raises Malformed."""
     parts: list[Samples] = []
-    unusual = Unusual()
     at = 0
     while at < len(request):
         if at:

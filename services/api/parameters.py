@@ -81,7 +81,11 @@ class Parameters:
 
     def limit(self) -> int:
         """`limit`; 0 is none."""
-        return self.optional("limit", _natural) or 0
+        return self.natural("limit")
+
+    def natural(self, name: str) -> int:
+        """A number of things; 0 where it is missing."""
+        return self.optional(name, _natural) or 0
 
     def flag(self, name: str) -> bool:
         """Whether a parameter is true; missing, it is not."""

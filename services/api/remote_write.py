@@ -12,6 +12,8 @@ import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.metadata import METRIC_TYPES
+
 SERIES_AT_ONCE = 2_000
 """TimeSeries that one call of `read` takes, while nothing else is done: 1 ms, 25 when all are new.
 """
@@ -69,6 +71,8 @@ class Unusual:
     bits: list[int] = field(default_factory=list)
     exemplars: int = 0
     histograms: int = 0
+    metadata: list[bytes] = field(default_factory=list)
+    """Encoded, as `parse_metadata` reads it."""
 
     def samples(self) -> Samples:
         """Those of series with several, or in an unusual encoding."""
@@ -123,8 +127,10 @@ def read(
             else:
                 kind, begin, end = _field(data, at, size)
                 at = end
+                if kind == _METADATA:
+                    unusual.metadata.append(data[begin:end])
                 if kind != _TIME_SERIES:
-                    continue  # metadata, and what later versions may add
+                    continue  # what later versions may add
             _read_series(data, begin, end, (known, register), (numbers, tails), unusual)
     except IndexError:
         raise Malformed("it ends within a field") from None
@@ -164,6 +170,7 @@ def _instants(words: Bits) -> Integers:
 
 _LENGTH_DELIMITED, _VARINT = 2, 0
 _TIME_SERIES, _LABEL, _SAMPLE = 1 << 3 | 2, 1 << 3 | 2, 2 << 3 | 2
+_METADATA = 3 << 3 | 2
 _EXEMPLAR, _HISTOGRAM = 3 << 3 | 2, 4 << 3 | 2
 _NAME, _TEXT = 1 << 3 | 2, 2 << 3 | 2
 _SAMPLE_VALUE, _SAMPLE_INSTANT = 1 << 3 | 1, 2 << 3 | 0
@@ -252,6 +259,24 @@ def _label(labels: bytes, begin: int, end: int) -> tuple[str, str]:
     for kind, inner, after in _fields(labels, begin, end):
         pair[kind] = labels[inner:after]
     return pair[_NAME].decode(), pair[_TEXT].decode()
+
+
+_METADATA_TYPE, _METADATA_TEXTS = 1 << 3 | 0, (2 << 3 | 2, 4 << 3 | 2, 5 << 3 | 2)
+
+
+def parse_metadata(data: bytes) -> tuple[str, str, str, str]:
+    """Type, metric, help and unit of an encoded MetricMetadata. Raises Malformed."""
+    number, texts = 0, dict.fromkeys(_METADATA_TEXTS, b"")
+    for kind, inner, after in _fields(data, 0, len(data)):
+        if kind == _METADATA_TYPE:
+            number = _varint(data, inner, after)[0]
+        elif kind in texts:
+            texts[kind] = data[inner:after]
+    try:
+        metric, about, unit = (text.decode() for text in texts.values())
+    except UnicodeDecodeError as error:
+        raise Malformed(f"metadata is not UTF-8: {error}") from error
+    return METRIC_TYPES[number] if number < len(METRIC_TYPES) else "unknown", metric, about, unit
 
 
 def _fields(data: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:

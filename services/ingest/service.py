@@ -8,7 +8,7 @@ Beside that, one of the workers runs the jobs on what is stored (jobs.py).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -17,14 +17,16 @@ from prometheus_client import Counter, Histogram
 
 from schemas.errors import Invalid
 from schemas.events import decode_status
+from schemas.metadata import METADATA_JSON, decode_metadata
 from schemas.samples import decode
 from schemas.topology import FLEET_QUEUE, INGEST_QUEUE, Queue, Topology
-from services.bus import BusError, Consumer, Delivery
+from services.bus import BusError, Consumer, Delivery, Message
 from services.clock import now_us
-from services.database import Poisoned, ready_pool, until_done
+from services.database import Poisoned, Pool, ready_pool, until_done
 from services.ingest.batch import Batch, Layouts, Received, Window, receive
 from services.ingest.days import roll_up_days
 from services.ingest.jobs import Job, run_jobs
+from services.ingest.metadata import save_metadata
 from services.ingest.partitions import drop_empty_head
 from services.ingest.retention import retain
 from services.ingest.sealing import seal
@@ -55,7 +57,7 @@ JOBS = (
 
 
 async def serve(settings: IngestSettings, context: Context) -> None:
-    """Store samples and agents' status until told to stop; whole batches are written first."""
+    """Store samples and events until told to stop; whole batches are written first."""
     await wait_for_topology(context, NEEDS)
     async with (
         ready_pool(settings.database, context, size=settings.database_pool_size) as pool,
@@ -71,12 +73,14 @@ async def serve(settings: IngestSettings, context: Context) -> None:
             Collector(samples, batches, window, settings).run(), name="ingest collect"
         )
         write = group.create_task(writer.run(batches), name="ingest write")
-        status = group.create_task(keep_status(fleet, store, context.health), name="ingest status")
+        events = group.create_task(
+            keep_events(fleet, store, pool, context.health), name="ingest events"
+        )
         jobs = group.create_task(run_jobs(settings.database, JOBS), name="ingest jobs")
         await context.stopping.wait()
         jobs.cancel()
         collect.cancel()
-        status.cancel()
+        events.cancel()
         await batches.join()
         write.cancel()
 
@@ -172,17 +176,23 @@ async def reject(consumer: Consumer, delivery: Delivery, reason: str) -> None:
         log.warning("not rejected: it will come again", reason=str(error))
 
 
-async def keep_status(consumer: Consumer, store: Store, health: Health) -> None:
-    """Keep what agents say of themselves; the rare event is written one at a time."""
+async def keep_events(consumer: Consumer, store: Store, pool: Pool, health: Health) -> None:
+    """Keep what is said besides samples; the rare event is written one at a time."""
     while True:
         delivery = await consumer.receive()
         try:
-            status = decode_status(delivery.message.body)
-            await until_done(partial(store.save_status, status), health)
+            await until_done(_kept(delivery.message, store, pool), health)
         except (Invalid, Poisoned) as error:
             await reject(consumer, delivery, str(error))
             continue
         try:
             await consumer.ack([delivery])
         except BusError as error:
-            log.warning("status stored, but not acked", reason=str(error))
+            log.warning("event stored, but not acked", reason=str(error))
+
+
+def _kept(message: Message, store: Store, pool: Pool) -> Callable[[], Awaitable[None]]:
+    """What keeps an event. Raises Invalid."""
+    if message.content_type == METADATA_JSON:
+        return partial(save_metadata, pool, decode_metadata(message.body))
+    return partial(store.save_status, decode_status(message.body))

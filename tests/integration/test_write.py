@@ -5,34 +5,27 @@ import json
 import random
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
-from pydantic import SecretStr
 
-import services.ingest.service
 from engine.promql import Matcher, MatchOp
 from schemas.topology import topology
 from schemas.values import ABSENT
 from services.api.placement import OPEN_WIDTH
-from services.api.service import serve
 from services.api.settings import ApiSettings
 from services.bus import Bus, Message, Unavailable
 from services.bus_memory import memory_bus
 from services.bus_rabbit import rabbit_bus
 from services.clock import now_us
-from services.database import Pool, open_pool
+from services.database import Pool
 from services.frames import Reader
-from services.ingest.settings import IngestSettings
-from services.runtime import Context
-from tests.integration.test_api import answers
-from tests.processes import eventually, free_port
+from tests.processes import eventually
 from tests.stack.broker import Broker
 from tests.stack.remote_write import HEADERS, Sample, compressed, write_request
+from tests.write_rig import api, storing
 
 START_MS = now_us() // 1_000_000 * 1000 - 600_000
 STALE = struct.unpack("<d", struct.pack("<Q", 0x7FF0_0000_0000_0002))[0]
@@ -65,30 +58,8 @@ async def bus() -> AsyncIterator[Bus]:
 
 @pytest.fixture
 async def pool(bus: Bus, database_url: str) -> AsyncIterator[Pool]:
-    settings = IngestSettings(
-        database_url=SecretStr(database_url), batch_age=timedelta(milliseconds=20)
-    )
-    context = Context(bus)
-    async with open_pool(database_url) as opened, asyncio.TaskGroup() as group:
-        group.create_task(services.ingest.service.serve(settings, context))
+    async with storing(bus, database_url) as opened:
         yield opened
-        context.stopping.set()
-
-
-@asynccontextmanager
-async def api(bus: Bus, url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    address = f"127.0.0.1:{free_port()}"
-    context = Context(bus)
-    given = ApiSettings(database_url=SecretStr(url), listen=address, **settings)
-    async with asyncio.TaskGroup() as group:
-        service = group.create_task(serve(given, context))
-        async with httpx.AsyncClient(
-            base_url=f"http://{address}", timeout=30, trust_env=False
-        ) as client:
-            await eventually(lambda: answers(client, "/-/ready"))
-            yield client
-        context.stopping.set()
-        await service
 
 
 @pytest.fixture

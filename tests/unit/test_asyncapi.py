@@ -14,6 +14,7 @@ from schemas import samples, topology
 from schemas.errors import Invalid
 from schemas.events import EVENT_JSON, AgentStatus, decode_status, encode_status
 from schemas.layouts import Series, decode_layout
+from schemas.metadata import METADATA_JSON, MetadataTold, decode_metadata, encode_metadata
 from schemas.samples import SAMPLES_JSON, SAMPLES_MSGPACK, SampleMessage, decode, encode
 from schemas.transitions import (
     TRANSITION_JSON,
@@ -83,6 +84,7 @@ def test_a_channel_is_reserved_as_long_as_nothing_is_published_there() -> None:
 
 
 STATUS = AgentStatus.model_validate(MESSAGES["agentStatus"]["examples"][0]["payload"])
+METADATA = MetadataTold.model_validate(MESSAGES["metadata"]["examples"][0]["payload"])
 TRANSITION = Transition.model_validate(MESSAGES["transition"]["examples"][0]["payload"])
 
 
@@ -92,6 +94,11 @@ TRANSITION = Transition.model_validate(MESSAGES["transition"]["examples"][0]["pa
         ("samples", {"job": "node", "instance": "web-1"}, topology.sample_key("node", "web-1")),
         ("evaluate", {"job": "node", "instance": "web-1"}, topology.sample_key("node", "web-1")),
         ("events", {"kind": "agent", "instance": "web-1", "name": "status"}, STATUS.routing_key),
+        (
+            "events",
+            {"kind": "metrics", "instance": "none", "name": "metadata"},
+            METADATA.routing_key,
+        ),
         (
             "alerts",
             {
@@ -149,7 +156,7 @@ def generated() -> dict[str, Any]:
     """The schemas that msgspec and pydantic make of the code's types, by their public names."""
     types = [SampleMessage, samples._JsonMessage, Series]
     _, found = msgspec.json.schema_components(types, ref_template=REFERENCE)
-    for model in (AgentStatus, Transition):
+    for model in (AgentStatus, MetadataTold, Transition):
         made = model.model_json_schema(ref_template=REFERENCE.replace("name", "model"))
         found |= made.pop("$defs", {})
         found[model.__name__] = made
@@ -198,6 +205,7 @@ DECODERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "samples": (SAMPLES_MSGPACK, lambda it: decode(from_messagepack(it), SAMPLES_MSGPACK)),
     "samplesJson": (SAMPLES_JSON, lambda it: decode(json.dumps(it).encode(), SAMPLES_JSON)),
     "agentStatus": (EVENT_JSON, lambda it: decode_status(json.dumps(it).encode())),
+    "metadata": (METADATA_JSON, lambda it: decode_metadata(json.dumps(it).encode())),
     "transition": (TRANSITION_JSON, lambda it: decode_transition(json.dumps(it).encode())),
 }
 
@@ -242,7 +250,11 @@ def test_the_example_of_samples_says_what_the_golden_message_says() -> None:
 
 
 def test_what_we_encode_has_the_documented_form() -> None:
-    encoded = {"AgentStatus": encode_status(STATUS), "Transition": encode_transition(TRANSITION)}
+    encoded = {
+        "AgentStatus": encode_status(STATUS),
+        "MetadataTold": encode_metadata(METADATA),
+        "Transition": encode_transition(TRANSITION),
+    }
     for name, body in encoded.items():
         schema = {"$ref": REFERENCE.format(name=name), "components": DOCUMENT["components"]}
         jsonschema.validate(json.loads(body), schema)

@@ -18,6 +18,7 @@ from schemas import layouts, samples, topology
 from schemas.bodies import MAX_JSON_BYTES
 from schemas.errors import Invalid
 from schemas.events import AgentStatus, decode_status, encode_status
+from schemas.metadata import MetadataTold, decode_metadata, encode_metadata
 from schemas.transitions import (
     AlertState,
     Transition,
@@ -162,7 +163,11 @@ def test_a_value_that_is_no_number_round_trips() -> None:
 
 
 Decode = Callable[[bytes], object]
+METADATA = MetadataTold.model_validate(
+    {"at": AT, "metrics": [{"metric": "up_seconds", "type": "gauge", "help": "é\n"}]}
+)
 WHOLE: dict[Decode, bytes] = {
+    decode_metadata: encode_metadata(METADATA),
     decode_status: encode_status(STATUS),
     decode_transition: encode_transition(TRANSITION),
 }
@@ -199,6 +204,9 @@ def test_hostile_bodies_raise_one_error_with_a_reason(
 @pytest.mark.parametrize(
     ("decode", "change", "reason"),
     [
+        (decode_metadata, {"metrics": [{"metric": ""}]}, r"metrics\.0\.metric"),
+        (decode_metadata, {"metrics": [{"metric": "m", "help": "a\0"}]}, "NUL"),
+        (decode_metadata, {"metrics": [{"metric": "m", "type": "x"}]}, "type"),
         (decode_status, {"state": "asleep"}, "state"),
         (decode_status, {"kind": "check"}, "kind"),
         (decode_status, {"at": "yesterday"}, "at"),
@@ -285,9 +293,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_messages_of_the_reference_are_real() -> None:
-    of_samples, status, transition = (text.encode() for text in blocks("json"))
+    of_samples, status, metadata, transition = (text.encode() for text in blocks("json"))
     assert samples.decode(of_samples, samples.SAMPLES_JSON).source["instance"] == "roof-1"
     assert decode_status(status).state == "started"
+    assert decode_metadata(metadata).metrics[0].type == "histogram"
     assert decode_transition(transition).id == TRANSITION.id
 
 
