@@ -17,12 +17,28 @@ from services.unsealing import Group, unseal_groups
 GAP = 4
 """Groups of columns that nobody asked for and that are sent nevertheless, to save a row."""
 
+MAX_KNOWN_INSTANTS = MAX_KNOWN_VALUES = 1_000_000
+"""Instants, and values, that a process remembers, twice over: 8 bytes each, and what is stored."""
+
+MAX_KNOWN_AT_ONCE = 50_000
+"""A read of more values, a week of a series each 15 s, neither looks for them nor leaves them: it
+would drive out what many small ones come back to."""
+
 _ARRAY_HEADER_BYTES = 20
 
 
-KnownInstants = Recent[tuple[bytes, int], Instants]
-"""Of blocks that were read lately, by `at` and `rows`: even steps are the same bytes, however many
-rows they are of."""
+class Known:
+    """Columns of blocks that were restored lately, by what they are stored as: a panel that is
+    refreshed, or another function of the same series, finds nearly all of its history here."""
+
+    def __init__(self) -> None:
+        self.instants: Restored = Recent(MAX_KNOWN_INSTANTS)
+        self.values: Restored = Recent(MAX_KNOWN_VALUES)
+
+
+Restored = Recent[tuple[bytes, int, bytes], Floats]
+"""By data, rows (even steps are the same bytes, however many rows they are of), and which columns.
+"""
 
 
 class Piece(NamedTuple):
@@ -115,7 +131,7 @@ class History(NamedTuple):
     columns: int
 
 
-def sealed_pieces(histories: Sequence[History], known: KnownInstants) -> list[Piece]:
+def sealed_pieces(histories: Sequence[History], known: Known) -> list[Piece]:
     """One piece of each history; all are decompressed together. Raises Invalid."""
     pieces = [_room(one) for one in histories]
     groups: list[Group] = []
@@ -128,10 +144,11 @@ def sealed_pieces(histories: Sequence[History], known: KnownInstants) -> list[Pi
             for group, places in _groups(hour, history.width):
                 groups.append(group)
                 targets.append((hours_columns, places))
-    for place, values in unseal_groups(groups):
+    cells = sum(piece.values.size for piece in pieces)
+    for place, values in _restored(groups, known.values if cells <= MAX_KNOWN_AT_ONCE else None):
         target, places = targets[place]
         target[places] = values
-    _fill_instants(histories, pieces, known)
+    _fill_instants(histories, pieces, known.instants)
     return pieces
 
 
@@ -151,26 +168,41 @@ def _groups(hour: SealedHour, width: int) -> Iterator[tuple[Group, slice | Index
             yield Group(packed, hour.rows, size, inside), places
 
 
-def _fill_instants(
-    histories: Sequence[History], pieces: Sequence[Piece], known: KnownInstants
-) -> None:
+def _fill_instants(histories: Sequence[History], pieces: Sequence[Piece], known: Restored) -> None:
     """Layouts of one host have the same instants as a rule: these are decompressed once."""
-    found: dict[tuple[bytes, int], Instants] = {}
-    unknown = []
-    for key in {(hour.at, hour.rows) for history in histories for hour in history.hours}:
-        instants = known.get(key, len)
-        if instants is None:
-            unknown.append(key)
-        else:
-            found[key] = instants
-    groups = [Group(at, rows, 1, (0,)) for at, rows in unknown]
-    for place, values in unseal_groups(groups):
-        instants = found[unknown[place]] = values.view(np.int64)[0]
-        known.put(unknown[place], instants, len(instants))
+    keys = list({(hour.at, hour.rows) for history in histories for hour in history.hours})
+    groups = [Group(at, rows, 1, _FIRST) for at, rows in keys]
+    found = {keys[place]: values.view(np.int64)[0] for place, values in _restored(groups, known)}
     for history, piece in zip(histories, pieces, strict=True):
         if history.hours:
             every = [found[hour.at, hour.rows] for hour in history.hours]
             np.concatenate(every, out=piece.at)
+
+
+_FIRST = np.zeros(1, np.intp)
+
+
+def _restored(groups: Sequence[Group], known: Restored | None) -> Iterator[tuple[int, Floats]]:
+    """`unseal_groups`, or what is known of them."""
+    if known is None:
+        yield from unseal_groups(groups)
+        return
+    unknown = []
+    for place, group in enumerate(groups):
+        key = (group.data, group.rows, group.only.tobytes())
+        values = known.get(key, _size)
+        if values is None:
+            unknown.append((place, key))
+        else:
+            yield place, values
+    for number, values in unseal_groups([groups[place] for place, _ in unknown]):
+        place, key = unknown[number]
+        known.put(key, values.copy(), values.size)  # it is part of what many were restored into
+        yield place, values
+
+
+def _size(values: Floats) -> int:
+    return values.size
 
 
 def joined(old: Piece, head: Iterable[Piece]) -> Piece:

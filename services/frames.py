@@ -20,8 +20,7 @@ from engine.promql.reading import Select
 from engine.promql.rollups import LASTS
 from services import clock, rollup_reading, sample_reading
 from services.database import Connection, Pool
-from services.frame_pieces import KnownInstants, Piece, block, joined
-from services.recent import Recent
+from services.frame_pieces import Known, Piece, block, joined
 from services.rollup_pieces import FINE, numbers, points_of
 from services.rollup_reading import (
     Floors,
@@ -52,9 +51,6 @@ INLINE_CELLS = 20_000
 ASSUMED_ROWS_PER_S = 1.0
 """Where a selector may read too much even at this rate, its rows are counted first."""
 
-MAX_CACHED_INSTANTS = 1_000_000
-"""Instants of blocks that a process remembers, twice over: 8 bytes each, and what is stored."""
-
 WORTH_ROLLUPS_US = 6 * 3_600_000_000
 """A range that is shorter is read from its samples, which takes a statement less."""
 
@@ -79,7 +75,7 @@ class Reader:
         self._pool = pool
         self.catalogue = Catalogue()
         self.selections = Selections()
-        self.instants: KnownInstants = Recent(MAX_CACHED_INSTANTS)
+        self.known = Known()
         self.floors: Floors | None = None
         """What had been dropped when it was last seen."""
 
@@ -186,12 +182,12 @@ class Snapshot:
         self._count(rows, wanted)
         old = [(part, await self._rollups(part, column, window_us, wanted)) for part in parts]
 
-        instants = self._reader.instants
+        known = self._reader.known
 
         def assemble() -> list[Block]:
             stand_ins = rollup_reading.pieces_of(old, column, window_us, wanted)
             if key not in self._pieces:
-                self._pieces[key] = sample_reading.pieces_of(wanted, rows, instants)
+                self._pieces[key] = sample_reading.pieces_of(wanted, rows, known)
             found = []
             for place, piece in enumerate(self._pieces[key]):
                 if column == "counts":

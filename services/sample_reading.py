@@ -10,7 +10,7 @@ from asyncpg import Record
 from engine.promql.blocks import Indexes
 from services.frame_pieces import (
     History,
-    KnownInstants,
+    Known,
     Piece,
     SealedHour,
     SealedSpan,
@@ -108,9 +108,7 @@ def arguments_of(wanted: Sequence[Wanted]) -> list[list[int]]:
     ]
 
 
-def pieces_of(
-    wanted: Sequence[Wanted], rows: Sequence[Record], known: KnownInstants
-) -> list[Piece]:
+def pieces_of(wanted: Sequence[Wanted], rows: Sequence[Record], known: Known) -> list[Piece]:
     """The samples of each layout, from the rows of SAMPLES; they may reach beyond the range."""
     head: defaultdict[int, list[Piece]] = defaultdict(list)
     hours: defaultdict[int, dict[datetime, SealedHour]] = defaultdict(dict)

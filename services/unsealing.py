@@ -43,7 +43,7 @@ class Group(NamedTuple):
     data: bytes
     rows: int
     columns: int
-    only: Sequence[int] | Indexes
+    only: Indexes
 
 
 def unseal_groups(groups: Sequence[Group]) -> Iterator[tuple[int, Floats]]:
@@ -51,6 +51,8 @@ def unseal_groups(groups: Sequence[Group]) -> Iterator[tuple[int, Floats]]:
 
     Raises Invalid for what `seal` did not make.
     """
+    if not groups:
+        return
     decompressor = zstandard.ZstdDecompressor()
     alike: dict[tuple[int, int, int], list[int]] = {}
     for position, group in enumerate(groups):
@@ -69,7 +71,7 @@ def unseal_groups(groups: Sequence[Group]) -> Iterator[tuple[int, Floats]]:
 
 def unseal_group(data: bytes, rows: int, columns: int) -> Floats:
     """All values (rows, columns) of one group, a column contiguous in memory. Raises Invalid."""
-    ((_, values),) = unseal_groups([Group(data, rows, columns, range(columns))])
+    ((_, values),) = unseal_groups([Group(data, rows, columns, np.arange(columns))])
     return values.T
 
 
@@ -97,7 +99,7 @@ def _content(
 
 
 def _restored(
-    contents: Sequence[bytes], rows: int, count: int, only: Sequence[Sequence[int] | Indexes]
+    contents: Sequence[bytes], rows: int, count: int, only: Sequence[Indexes]
 ) -> list[Floats]:
     """Of groups of `count` columns: the wanted ones (wanted, rows)."""
     size = count * COLUMN.itemsize
@@ -110,7 +112,7 @@ def _restored(
     if (ends[:, -1] > sizes).any():
         raise Invalid("sealed block: cut short")
     of = np.repeat(np.arange(len(contents)), [len(wanted) for wanted in only])
-    chosen = np.concatenate([np.asarray(wanted, np.intp) for wanted in only])
+    chosen = np.concatenate(only)
     values = np.empty((len(chosen), rows))
     _restore(contents, of, every[of, chosen], ends[of, chosen], values)
     bounds = list(accumulate((len(wanted) for wanted in only), initial=0))
@@ -201,14 +203,14 @@ def _scale(integers: Integers, scales: Bytes) -> None:
     integers[slice(None) if every else scaled] = values.view(np.int64)
 
 
-def _put_exceptions(kept: Any, count: int, only: Sequence[int] | Indexes, values: Floats) -> None:
+def _put_exceptions(kept: Any, count: int, only: Indexes, values: Floats) -> None:
     """Writes the cells that keep their bits to values (wanted, rows) of a group of `count`."""
     rows = values.shape[1]
     places = np.cumsum(kept["gap"], dtype=np.int64)
     if places[-1] >= count * rows:
         raise Invalid("sealed block: cells that cannot be")
     index_of = np.full(count, -1)
-    index_of[np.asarray(only, np.intp)] = np.arange(len(only))
+    index_of[only] = np.arange(len(only))
     indexes = index_of[places // rows]
     here = indexes >= 0
     values.view(np.int64)[indexes[here], places[here] % rows] = kept["bits"][here]

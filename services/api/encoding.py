@@ -27,7 +27,7 @@ def numbers(values: Floats) -> list[bytes]:
     """Each value as Prometheus writes it, without quotes."""
     if not values.size:
         return []
-    texts = _texts(values)
+    texts = _text(values).split(b",")
     # The library writes null for what is not finite, and exponents for the very small and large.
     places = np.flatnonzero(_unusual(values))
     unusual = values[places].tolist()
@@ -58,21 +58,19 @@ def _unusual(values: Floats) -> Booleans:
     return np.logical_not(plain)
 
 
-def instants(at: Instants) -> list[bytes]:
-    """Each instant (µs) in unix seconds."""
-    if not at.size:
-        return []
+def instants(at: Instants) -> bytes:
+    """The instants (µs) in unix seconds, with commas between them."""
     whole, rest = np.divmod(at, 1_000_000)
     if rest.any():
-        return _texts((at / 1_000_000).round(3))
+        return _text((at / 1_000_000).round(3))
     plain: bytes = _to_json(whole.tolist())[1:-1]
-    return plain.split(b",")
+    return plain
 
 
-def _texts(values: Floats) -> list[bytes]:
-    """What the JSON library makes of each value, without the point of a whole number."""
+def _text(values: Floats) -> bytes:
+    """What the JSON library makes of the values, without the point of a whole number."""
     plain: bytes = _to_json(values.tolist())[1:-1].replace(b".0,", b",").removesuffix(b".0")
-    return plain.split(b",")
+    return plain
 
 
 def seconds(at_us: int) -> float:
@@ -137,18 +135,21 @@ def _vector(vector: Vector) -> Iterator[Sequence[bytes]]:
 
 
 def _matrix(matrix: Matrix) -> Iterator[Sequence[bytes]]:
-    # What stands before each value, and ends the value before it: written once for all series.
-    every = (b',"\0"],['.join(instants(matrix.at)) + b',"').split(b"\0")
+    every = _samples(matrix.at)
     for column, labels in enumerate(matrix.labels):
-        here, values = matrix.present[:, column], matrix.values[:, column]
-        between = every[:]
+        here, values, samples = matrix.present[:, column], matrix.values[:, column], every
         if not here.all():
-            rows = here.nonzero()[0]
-            between, values = [every[row] for row in rows.tolist()], values[rows]
-        if not between:
-            continue
-        between[0] = between[0].removeprefix(b'"],[')
-        cells: list[bytes] = [b""] * (2 * len(between))
-        cells[0::2] = between
-        cells[1::2] = numbers(values)
-        yield b'{"metric":', metric(labels), b',"values":[[', b"".join(cells), b'"]]}'
+            values, samples = values[here], _samples(matrix.at[here])
+        if values.size:
+            yield (
+                b'{"metric":',
+                metric(labels),
+                b',"values":[',
+                samples % tuple(numbers(values)),
+                b"]}",
+            )
+
+
+def _samples(at: Instants) -> bytes:
+    """Samples at these instants, with a place for each value: written once for all series."""
+    return b"[" + instants(at).replace(b",", b',"%b"],[') + b',"%b"]'

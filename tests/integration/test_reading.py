@@ -309,6 +309,31 @@ async def test_a_layout_has_one_columns_object_from_query_to_query(any_pool: Poo
     assert found[0] is found[1]
 
 
+async def test_history_that_is_remembered_is_what_is_stored(any_pool: Pool) -> None:
+    series = [Series("m", {"n": str(n)}, "gauge") for n in range(40)]
+    rows = [[1000.0 * row + n for n in range(40)] for row in range(8)]
+    reader, texts = Reader(any_pool), ("m", 'm{n="0"}', 'm{n="1"}', 'm{n=~"3.*"}', 'm{n="39"}')
+
+    async def agrees(late: int) -> None:
+        for text in texts * 2:
+            for end_us in (T0 + 4_000_000, T0 + HOUR_US):
+                async with reader.snapshot() as snapshot:
+                    (block,) = await snapshot.read(selector(text), T0, end_us)
+                (expected,) = await read(any_pool, selector(text), T0, end_us)
+                assert block.at.tolist() == expected.at.tolist()
+                assert block.values.tolist() == expected.values.tolist()
+        assert len(block.at) == 8 + late
+
+    await store(any_pool, sample_message(*rows, at_us=T0 + 1, series=series))
+    for late in range(3):
+        await seal_until(any_pool, T0 + HOUR_US)
+        await agrees(late)
+        extra = sample_message(
+            [float(n) for n in range(40)], at_us=T0 + 60_000_000 + late, seq=1 + late, series=series
+        )
+        await store(any_pool, extra)
+
+
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [

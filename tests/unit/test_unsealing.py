@@ -34,7 +34,7 @@ def groups_of(values: np.ndarray) -> list[Group]:
     found = []
     for number, (start, end) in enumerate(zip(starts, block.ends, strict=True)):
         columns = min(GROUP, values.shape[1] - GROUP * number)
-        wanted = list(range(0, columns, 2))[::-1]
+        wanted = np.arange(0, columns, 2)[::-1]
         found.append(Group(block.data[start:end], block.rows, columns, wanted))
     return found
 
@@ -75,4 +75,4 @@ def test_a_wrong_number_of_rows_is_refused_or_harmless(rows: int) -> None:
 @given(st.binary(max_size=200), st.integers(1, 10), st.integers(1, GROUP))
 def test_garbage_is_refused(data: bytes, rows: int, columns: int) -> None:
     with pytest.raises(Invalid):
-        list(unseal_groups([Group(b"\1" + data, rows, columns, [0])]))
+        list(unseal_groups([Group(b"\1" + data, rows, columns, np.zeros(1, np.intp))]))
