@@ -47,7 +47,7 @@ def answer(api: str, expression: str, span: str | None, step: str | None, output
 def _remarks(body: Mapping[str, Any]) -> list[str]:
     """What a reader of the result should know, such as that it is approximate."""
     return [
-        f"{kind}: {one}"
+        f"{kind}: {one.removeprefix(f'PromQL {kind}: ')}"
         for kind, name in (("warning", "warnings"), ("info", "infos"))
         for one in body.get(name, ())
     ]

@@ -179,7 +179,7 @@ def test_an_explanation_can_be_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_warnings_stand_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    body = {**success("vector", []), "warnings": ["cut"], "infos": ["approximate"]}
+    body = {**success("vector", []), "warnings": ["cut"], "infos": ["PromQL info: approximate"]}
     with api(200, body) as (address, _):
         assert vervet("x", "--api", address) == 0
     assert capsys.readouterr().out == "no result\nwarning: cut\ninfo: approximate\n"
