@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
+
 from services.clock import EPOCH, instant, microseconds
 from services.database import Connection, Pool
 from services.failpoints import failpoint
@@ -44,8 +46,12 @@ delete from days_due due using unnest($1::int[], $2::timestamptz[]) as day (layo
 where due.layout_id = day.layout_id and due.start = day.start
 """
 
+SERIES_AT_ONCE = 2_000
+"""Series of a day that are computed at once: about 150 MB. Those of wider layouts are read in
+several parts, each of which costs reading the rows once more."""
+
 HOURS_OF_DAYS = f"""
-select layout_id, r.start, {", ".join(Rollup._fields)}
+select layout_id, r.start, {", ".join(f"{name}[$5:$6]" for name in Rollup._fields)}
 from unnest($1::int[], $2::timestamptz[]) as day (id, start)
 join rollups_5m r on r.layout_id = day.id
                  and r.start >= day.start and r.start < day.start + interval '1 day'
@@ -90,9 +96,8 @@ async def _roll_up(pool: Pool, width: int, days: Sequence[Key]) -> None:
         await connection.execute(DELETE_MARKS, *_arguments(days)[:2])
         whole = [(layout_id, day_us) for layout_id, day_us in days if day_us >= floor_us]
         if whole:
-            hours = await _hours(connection, whole)
-            keys, rows = await asyncio.to_thread(_encoded, hours, width)
-            await _write(connection, keys, rows)
+            keys, rollup = await _rolled_up(connection, width, whole)
+            await _write(connection, keys, await asyncio.to_thread(_encoded, keys, rollup))
         failpoint("days.before_commit")
 
 
@@ -102,20 +107,43 @@ def _arguments(days: Sequence[Key]) -> tuple[list[int], list[datetime], datetime
     return [layout_id for layout_id, _ in days], starts, min(starts), max(starts) + DAY
 
 
-async def _hours(connection: Connection, days: Sequence[Key]) -> bytearray:
+async def _rolled_up(
+    connection: Connection, width: int, days: Sequence[Key]
+) -> tuple[list[Key], Rollup]:
+    """Those of the days that have samples, in buckets of an hour."""
+    parts: list[Rollup] = []
+    keys: list[Key] = []
+    for first in range(0, width, SERIES_AT_ONCE):
+        last = min(first + SERIES_AT_ONCE, width)
+        hours = await _hours(connection, days, first, last)
+        keys, part = await asyncio.to_thread(_computed, hours, last - first)
+        parts.append(part)
+    return keys, Rollup._make(np.concatenate(one, axis=1) for one in zip(*parts, strict=True))
+
+
+async def _hours(connection: Connection, days: Sequence[Key], first: int, last: int) -> bytearray:
+    """Rows of `rollups_5m`, of the series from `first` up to `last` alone."""
     data = bytearray()
 
     async def keep(chunk: bytes) -> None:
         data.extend(chunk)
 
-    await connection.copy_from_query(HOURS_OF_DAYS, *_arguments(days), output=keep, format="binary")
+    cells = first * BUCKETS + 1, last * BUCKETS
+    await connection.copy_from_query(
+        HOURS_OF_DAYS, *_arguments(days), *cells, output=keep, format="binary"
+    )
     return data
 
 
-def _encoded(hours: bytearray, width: int) -> tuple[list[Key], bytes]:
-    """Rows of `rollups_1h` and their keys. Runs in a thread."""
+def _computed(hours: bytearray, width: int) -> tuple[list[Key], Rollup]:
+    """Days and their buckets of an hour. Runs in a thread."""
     keys, rollup = decode_days(hours, width)
-    return keys, encode_rollups([(keys, of_days(rollup))])
+    return keys, of_days(rollup)
+
+
+def _encoded(keys: Sequence[Key], rollup: Rollup) -> bytes:
+    """Rows of `rollups_1h`. Runs in a thread."""
+    return encode_rollups([(keys, rollup)])
 
 
 async def _write(connection: Connection, keys: Sequence[Key], rows: bytes) -> None:

@@ -22,7 +22,7 @@ from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
 from services.cells import from_stored
 from services.clock import DAY_US, HOUR_US, instant, microseconds, now_us
 from services.database import Pool, open_pool
-from services.ingest import sealing
+from services.ingest import days, sealing
 from services.ingest.batch import Layouts, Window, receive
 from services.ingest.days import roll_up_days
 from services.ingest.hours import unsealed
@@ -245,6 +245,31 @@ async def test_an_open_day_is_not_rolled_up_yet(pool: Pool) -> None:
     await roll_up_days(pool, early + timedelta(minutes=1), progress())
     assert len(await views(pool, "rollup_1h")) == 2
     assert await pool.fetchval("select count(*) from days_due") == 0
+
+
+async def test_days_of_wide_layouts_are_computed_some_series_at_a_time(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = [Series("temperature", {"room": str(number)}, "gauge") for number in range(5)]
+    rows = np.random.default_rng(1).normal(20, 3, (600, 5))
+    rows[7, 3] = ABSENT
+    await store(pool, sample_message(*rows, at_us=DAY + STEP, step_us=STEP, series=series))
+    await seal(pool, LATER, progress())
+    await roll_up_days(pool, LATER, progress())
+    at_once = await stored_rollups(pool, "rollups_1h", "host-1")
+    asked = []
+    monkeypatch.setattr(days, "SERIES_AT_ONCE", 2)
+    original = days._hours
+
+    async def counted(connection: Any, whole: Any, first: int, last: int) -> bytearray:
+        asked.append((first, last))
+        return await original(connection, whole, first, last)
+
+    monkeypatch.setattr(days, "_hours", counted)
+    await pool.execute("insert into days_due select layout_id, start from rollups_1h")
+    await roll_up_days(pool, LATER, progress())
+    assert asked == [(0, 2), (2, 4), (4, 5)]
+    assert await stored_rollups(pool, "rollups_1h", "host-1") == at_once != []
 
 
 @pytest.mark.parametrize("seed", range(3))
