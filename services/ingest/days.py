@@ -47,8 +47,8 @@ where due.layout_id = day.layout_id and due.start = day.start
 """
 
 SERIES_AT_ONCE = 2_000
-"""Series of a day that are computed at once. A day of 20,000 takes 200 MB so, and 860 MB whole; each
-part costs reading the rows once more."""
+"""Series of a day that are computed at once. A day of 20,000 takes 200 MB so, and 860 MB whole;
+each part costs reading the rows once more."""
 
 HOURS_OF_DAYS = f"""
 select layout_id, r.start, {", ".join(f"{name}[$5:$6]" for name in Rollup._fields)}
