@@ -71,6 +71,9 @@ def parse_tree(text: str, given: Given = AT_AN_INSTANT) -> Node:
     _check_size(text)
     _know_former_names()
     text = edges.marked(written_out(text, given))
+    # The grammar panics at it, which the process' stderr would tell each time.
+    if "@" in text and _BEFORE_1970.search(_STRING_OR_COMMENT.sub(" ", text)):
+        raise QueryError("@ with an instant before 1970 is not supported")
     try:
         tree = _native(lambda: grammar.parse(text))
     except QueryError as error:
@@ -125,6 +128,7 @@ _STRING_OR_COMMENT = re.compile(
 _TRIM = re.compile(r"[<>]/")
 """Operators that Prometheus 3 has for native histograms."""
 
+_BEFORE_1970 = re.compile(r"@\s*-")
 _BRACES = re.compile(r"\{[^{}]*\}")
 _OPERATOR = re.compile(r"[-+*/%^]|[=!<>]=?|\b(?:and|or|unless|atan2)\b", re.IGNORECASE)
 
