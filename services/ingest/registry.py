@@ -1,10 +1,11 @@
 """Registration: a layout's series, and what matchers find them by, written once for ever."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from schemas.layouts import Series, series_hash
+import msgspec
+
+from schemas.layouts import series_hash
 from services.database import Connection
 from services.ingest.batch import Layout
 
@@ -13,26 +14,37 @@ MAX_SERIES_AT_ONCE = 50_000
 
 KNOWN = "select hash, id from layouts where hash = any($1::bytea[])"
 
+REGISTERING = """
+create temporary table if not exists registering
+    (layout integer not null, position integer not null, hash bytea not null, metric text not null,
+     labels text not null, type text not null, unit text not null)
+    on commit delete rows
+"""
+
 # Each table in the order of its hashes, and the tables in one order: workers that register the same
 # at once wait for one another, and never deadlock.
 REGISTER_SERIES = """
 insert into series (hash, metric, labels, type, unit)
-select distinct on (hash) *
-from unnest($1::bytea[], $2::text[], $3::jsonb[], $4::text[], $5::text[])
-    as s (hash, metric, labels, type, unit)
+select distinct on (hash) hash, metric, labels::jsonb, type, unit from registering
 order by hash
 on conflict (hash) do nothing
 """
 
-REGISTER_SHAPES = """
+SHAPES = """
+select place, metric, type, unit, labels::jsonb as labels,
+       shape_hash(metric, type, unit, labels::jsonb) as hash
+from unnest($1::text[], $2::text[], $3::text[], $4::text[])
+    with ordinality as s (metric, type, unit, labels, place)
+"""
+
+REGISTER_SHAPES = f"""
 insert into shapes (hash, metric, type, unit, labels, names)
-select distinct on (1)
-       shape_hash(metric, type, unit, labels::jsonb), metric, type, unit, labels::jsonb,
-       label_names(labels::jsonb)
-from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as s (metric, type, unit, labels)
-order by 1
+select distinct on (hash) hash, metric, type, unit, labels, label_names(labels)
+from ({SHAPES}) s order by hash
 on conflict (hash) do nothing
 """
+
+SHAPE_IDS = f"select shapes.id from ({SHAPES}) s join shapes using (hash) order by place"
 
 REGISTER_LAYOUTS = """
 insert into layouts (hash, source, width)
@@ -44,19 +56,21 @@ returning hash, id
 
 REGISTER_LAYOUT_SERIES = """
 insert into layout_series (layout_id, position, series_id)
-select s.layout_id, s.position, series.id
-from unnest($1::integer[], $2::integer[], $3::bytea[]) as s (layout_id, position, hash)
+select made.id, r.position, series.id
+from registering r join unnest($1::integer[], $2::integer[]) as made (layout, id) using (layout)
 join series using (hash)
 """
 
 REGISTER_LAYOUT_SHAPES = """
-insert into layout_shapes (metric, layout_id, shape_id, first, length, positions)
-select s.metric, s.layout_id, shapes.id, s.first, s.length, s.positions::integer[]
-from unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[],
-            $7::integer[], $8::text[])
-    as s (layout_id, metric, type, unit, labels, first, length, positions)
-join shapes on hash = shape_hash(s.metric, s.type, s.unit, s.labels::jsonb)
+insert into layout_shapes (layout_id, metric, shape_id, first, length, positions)
+select layout_id, metric, shape_id, first, length, positions::integer[]
+from unnest($1::integer[], $2::text[], $3::integer[], $4::integer[], $5::integer[], $6::text[])
+    as s (layout_id, metric, shape_id, first, length, positions)
 """
+
+
+Identity = tuple[str, str, str, str]
+"""What shapes of layouts share: metric, type, unit, and the labels as the text of a jsonb."""
 
 
 class Shape(NamedTuple):
@@ -68,9 +82,10 @@ class Shape(NamedTuple):
     labels: list[dict[str, str]]
     positions: list[int]
 
-    def json(self) -> str:
-        """The labels as the text of a jsonb."""
-        return json.dumps(self.labels, separators=(",", ":"))
+    @property
+    def identity(self) -> Identity:
+        """It, anew with each call."""
+        return self.metric, self.type, self.unit, msgspec.json.encode(self.labels).decode()
 
     def scattered(self) -> str | None:
         """The positions as the text of an array; None where they follow one another."""
@@ -122,25 +137,14 @@ def _portions(layouts: Sequence[Layout]) -> Iterator[list[Layout]]:
 
 
 async def _register(connection: Connection, layouts: Sequence[Layout]) -> None:
-    full = {one.hash: [_identified(one, series) for series in one.series] for one in layouts}
-    shapes = {one.hash: shapes_of(one) for one in layouts}
-    every = [pair for pairs in full.values() for pair in pairs]
-    series = [series for one in layouts for series in one.series]
-    await connection.execute(
-        REGISTER_SERIES,
-        [identity for identity, _ in every],
-        [one.name for one in series],
-        [labels for _, labels in every],
-        [one.type for one in series],
-        [one.unit for one in series],
+    await connection.execute(REGISTERING)
+    await connection.copy_records_to_table(
+        "registering", records=[row for n, one in enumerate(layouts) for row in _rows(n, one)]
     )
-    some = [shape for of_layout in shapes.values() for shape in of_layout]
-    await connection.execute(
-        REGISTER_SHAPES,
-        [one.metric for one in some],
-        [one.type for one in some],
-        [one.unit for one in some],
-        [one.json() for one in some],
+    await connection.execute(REGISTER_SERIES)
+    shapes = {one.hash: [(shape, shape.identity) for shape in shapes_of(one)] for one in layouts}
+    ids_of_shapes = await _register_shapes(
+        connection, {identity for some in shapes.values() for _, identity in some}
     )
     created = await connection.fetch(
         REGISTER_LAYOUTS,
@@ -149,32 +153,41 @@ async def _register(connection: Connection, layouts: Sequence[Layout]) -> None:
         [one.width for one in layouts],
     )
     ids = {row["hash"]: row["id"] for row in created}  # without those that another worker made
-    places = [
-        (layout_id, position, identity)
+    made = [(n, ids[one.hash]) for n, one in enumerate(layouts) if one.hash in ids]
+    await connection.execute(
+        REGISTER_LAYOUT_SERIES, [n for n, _ in made], [layout_id for _, layout_id in made]
+    )
+    owned = [
+        (layout_id, shape, ids_of_shapes[identity])
         for key, layout_id in ids.items()
-        for position, (identity, _) in enumerate(full[key], 1)
+        for shape, identity in shapes[key]
     ]
     await connection.execute(
-        REGISTER_LAYOUT_SERIES,
-        [layout_id for layout_id, _, _ in places],
-        [position for _, position, _ in places],
-        [identity for _, _, identity in places],
-    )
-    owned = [(layout_id, shape) for key, layout_id in ids.items() for shape in shapes[key]]
-    await connection.execute(
         REGISTER_LAYOUT_SHAPES,
-        [layout_id for layout_id, _ in owned],
-        [one.metric for _, one in owned],
-        [one.type for _, one in owned],
-        [one.unit for _, one in owned],
-        [one.json() for _, one in owned],
-        [one.positions[0] for _, one in owned],
-        [len(one.positions) for _, one in owned],
-        [one.scattered() for _, one in owned],
+        [layout_id for layout_id, _, _ in owned],
+        [one.metric for _, one, _ in owned],
+        [shape_id for _, _, shape_id in owned],
+        [one.positions[0] for _, one, _ in owned],
+        [len(one.positions) for _, one, _ in owned],
+        [one.scattered() for _, one, _ in owned],
     )
 
 
-def _identified(layout: Layout, series: Series) -> tuple[bytes, dict[str, str]]:
-    """A series' hash, and all its labels."""
-    labels = {**series.labels, **layout.source}
-    return series_hash(series.name, labels), labels
+def _rows(number: int, layout: Layout) -> Iterator[tuple[int, int, bytes, str, str, str, str]]:
+    """What the table `registering` holds of a layout."""
+    for position, one in enumerate(layout.series, 1):
+        labels = {**one.labels, **layout.source}
+        identity = series_hash(one.name, labels)
+        text = msgspec.json.encode(labels).decode()
+        yield number, position, identity, one.name, text, one.type, one.unit
+
+
+async def _register_shapes(
+    connection: Connection, shapes: Collection[Identity]
+) -> dict[Identity, int]:
+    """The ids of these shapes, each given once: many layouts share them."""
+    order = list(shapes)
+    columns = [list(column) for column in zip(*order, strict=True)]
+    await connection.execute(REGISTER_SHAPES, *columns)
+    rows = await connection.fetch(SHAPE_IDS, *columns)
+    return {shape: row["id"] for shape, row in zip(order, rows, strict=True)}

@@ -14,7 +14,8 @@ import pytest
 from engine.promql import Matcher, MatchOp
 from schemas.topology import topology
 from schemas.values import ABSENT
-from services.api.placement import OPEN_WIDTH
+from services.api.intake import LAYOUTS_AT_ONCE, Intake
+from services.api.placement import OPEN_WIDTH, Placement, Source
 from services.api.settings import ApiSettings
 from services.bus import Bus, Message, Unavailable
 from services.bus_memory import memory_bus
@@ -403,6 +404,26 @@ async def test_what_is_written_is_no_part_of_the_agents_proof(
     }
 
 
+async def test_a_process_that_starts_goes_on_with_all_layouts_that_there_are(
+    bus: Bus, pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than are read at a time, of one source and of many."""
+    monkeypatch.setattr("services.api.placement.MAX_WIDTH", 2)
+    monkeypatch.setattr("services.api.placement.OPEN_WIDTH", 1)
+    monkeypatch.setattr("services.api.intake.SOURCES_AT_ONCE", 40)
+
+    def everything(at_ms: int) -> list[Series]:
+        others = [one(1.0, at_ms, instance=f"host-{n}") for n in range(45)]
+        return [*others[:30], *scrape(at_ms, 2 * 2 * LAYOUTS_AT_ONCE + 10), *others[30:]]
+
+    requests = [everything(START_MS + 15_000 * n) for n in range(2)]
+    for request in requests:
+        async with api(bus, database_url) as client:
+            await sent(client, request)
+    assert await stored(pool) == expected(*requests)
+    assert await layouts(pool) == 45 + 2 * LAYOUTS_AT_ONCE + 5
+
+
 async def test_series_are_learned_again_when_too_many_are_known(
     client: httpx.AsyncClient, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,8 +441,9 @@ async def test_the_database_is_only_needed_for_series_that_are_new(
         requests = [scrape(START_MS + 15_000 * n, 150) for n in range(2)]
         await sent(client, requests[0])
 
-        async def away(*_: object) -> None:
-            raise asyncpg.InterfaceError("away")
+        async def away(_: Intake, __: Placement, sources: Sequence[Source]) -> None:
+            if sources:
+                raise asyncpg.InterfaceError("away")
 
         monkeypatch.setattr("services.api.intake.Intake._recall", away)
         await sent(client, requests[1])
@@ -437,8 +459,9 @@ async def test_looking_for_layouts_of_others_is_put_off_while_the_database_is_aw
     monkeypatch.setattr("services.api.intake.LOOK_AGAIN_S", 0.0)
     async with api(bus, database_url) as client:
 
-        async def away(*_: object) -> None:
-            raise asyncpg.InterfaceError("away")
+        async def away(_: Intake, __: Placement, sources: Sequence[Source]) -> None:
+            if sources:
+                raise asyncpg.InterfaceError("away")
 
         await sent(client, scrape(START_MS, 150))
         monkeypatch.setattr("services.api.intake.Intake._recall", away)
