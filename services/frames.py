@@ -240,14 +240,14 @@ class Snapshot:
         for row in rows:
             if not row["span"]:
                 tier = "head" if row["start"] is None else "sealed"
-                self.samples[tier] += row["rows"] * len(wanted[row["place"]].positions)
+                self.samples[tier] += row["rows"] * len(wanted[row["place"]].selected.columns)
         self._check_cells(self.samples.total())
 
     async def _rollups(
         self, part: Part, column: str, window_us: int, wanted: Sequence[Wanted]
     ) -> list[Record]:
         points = part.tier.buckets * points_of(part.tier, column, window_us)
-        series = sum(len(one.positions) for one in wanted)
+        series = sum(len(one.selected.columns) for one in wanted)
         span_us = min(part.end_us, clock.now_us()) - part.start_us
         if series * span_us // part.tier.row_us * points > self._limits.cells:
             count = await rollup_reading.count_series(self.connection, part, wanted)
@@ -255,7 +255,7 @@ class Snapshot:
         rows = await rollup_reading.read_rows(self.connection, part, column, wanted)
         for row in rows:
             self.samples[f"rollups_{part.tier.name}"] += points * len(
-                wanted[row["place"]].positions
+                wanted[row["place"]].selected.columns
             )
         self._check_cells(self.samples.total())
         dropped = self._floors_seen or self._reader.floors or Floors()

@@ -33,11 +33,16 @@ class Parameters:
     """
 
     def __init__(self, *sources: QueryParams) -> None:
-        self._sources = sources
+        self._values: dict[str, list[str]] = {}
+        for source in sources:
+            for name, value in source.multi_items():
+                self._values.setdefault(name, []).append(value)
 
     @classmethod
     async def of(cls, request: Request) -> "Parameters":
         """Of a request; a POST's body is a URL-encoded form."""
+        if request.method != "POST":
+            return cls(request.query_params)
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -48,7 +53,7 @@ class Parameters:
         return cls(QueryParams(body.decode("utf-8", "replace")), request.query_params)
 
     def all(self, name: str) -> list[str]:
-        return [str(value) for source in self._sources for value in source.getlist(name)]
+        return self._values.get(name, [])
 
     def first(self, name: str) -> str | None:
         return next(iter(self.all(name)), None) or None
