@@ -14,7 +14,7 @@ _TOKEN = re.compile(
     r"|(?P<number>(?:0x[0-9a-f]+|[0-9.]+(?:e[-+]?[0-9]+)?)[a-z0-9]*)"
     r"|(?P<word>[a-z_:][a-z0-9_:.]*)"
     r"|(?P<sign>=~|!~|==|!=|>=|<=|[-+*/%^<>=(){}\[\],@:])"
-    r"|(?P<other>.)",
+    r"|(?P<other>\"(?:\\.|[^\"\\\n])*|'(?:\\.|[^'\\\n])*|`[^`]*|.)",
     re.IGNORECASE | re.DOTALL,
 )
 _LISTS = frozenset(

@@ -17,7 +17,7 @@ from engine.promql.errors import QueryError
 _UNITS_S = {
     "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0, "y": 31_536_000.0
 }  # fmt: skip
-_COMPUTED = re.compile(r"\[[^][]*[-+*/%^(]|offset\s*[-+]?\s*[(a-z]", re.IGNORECASE)
+_COMPUTED = re.compile(r"\[[^][]*[-+*/%^(]|offset\s*+[-+]?\s*+[(a-z]", re.IGNORECASE)
 """Where there may be any."""
 
 _DURATION = re.compile(r"([0-9]+)(ms|[smhdwy])")

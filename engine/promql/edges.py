@@ -83,8 +83,9 @@ def _selector_end(every: Sequence[Token], place: int) -> tuple[int, int, str]:
     elif first.text != "{":
         return nothing
     if every[end].text == "{":
+        end += 1
         while every[end].text != "}":
-            if every[end].kind == "end":
+            if every[end].kind == "end" or every[end].text == "{":
                 return nothing
             end += 1
         matcher_at = every[end].place

@@ -123,7 +123,9 @@ _WITHOUT_PLACE = frozenset(
 """What the grammar says where it does not say where."""
 
 _STRING_OR_COMMENT = re.compile(
-    r"""#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`""", re.DOTALL
+    r"""#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`"""
+    r"""|["'`].*""",  # which nothing closes: looked for once only
+    re.DOTALL,
 )
 _TRIM = re.compile(r"[<>]/")
 """Operators that Prometheus 3 has for native histograms."""

@@ -1,6 +1,7 @@
 """What one evaluation may cost: every bound is named at once, and a stop is heard."""
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
@@ -137,11 +138,40 @@ def test_what_an_expression_costs_to_compile_is_told_from_its_text(
         "x{a=~`(\\w{10}){10}`}",
         r'label_replace(x, "a", "b", "c", "\\pL{300}")',
         "x{" + ",".join(f"a{n}!~'b{n}.*'" for n in range(500)) + "}",
+        '#"\nx{a=~"\\\\pL{500}"}',
+        "# it's\nx{a=~'\\\\pL{500}'}",
     ],
 )
 def test_regular_expressions_that_are_too_large_are_never_compiled(expression: str) -> None:
     with pytest.raises(QueryError, match="too large"):
         parse(expression)
+
+
+@pytest.mark.parametrize(
+    ("begin", "unit", "end"),
+    [
+        ('x{a=~"', "[", '"}'),
+        ('x{a=~"', "[" * 9 + "\\\\]", '"}'),
+        ('"', '\\"', ""),
+        ("x offset ", " ", ""),
+        ("smoothed ", "a{", ""),
+        ('info(a,{"', '\\"', ""),
+    ],
+)
+def test_a_refusal_of_a_text_four_times_as_long_does_not_take_sixteen_times(
+    begin: str, unit: str, end: str
+) -> None:
+    """As it would where each mark looks for its end."""
+
+    def processor_ns(chars: int) -> int:
+        text = begin + unit * (chars // len(unit)) + end
+        began = time.thread_time_ns()
+        with pytest.raises(QueryError):
+            parse(text)
+        return time.thread_time_ns() - began
+
+    shorter, longer = (min(processor_ns(chars) for _ in range(5)) for chars in (1000, 4000))
+    assert longer < 9 * shorter
 
 
 def test_texts_that_are_only_compared_cost_little() -> None:
