@@ -58,6 +58,10 @@ class Turns:
         finally:
             self._present -= 1
 
+    def are_free(self) -> bool:
+        """Whether no query is answered."""
+        return not self._present
+
     async def compute(self, work: Callable[[Check], T]) -> T:
         """The result of `work` in a thread. Where the caller is cancelled, its next check raises.
 

@@ -11,6 +11,7 @@ import uvicorn
 from schemas.topology import ALERTS, SAMPLES, Exchange, Topology
 from services.api.app import create_app
 from services.api.evaluating import Turns
+from services.api.garbage import collect_in_pauses
 from services.api.intake import Bounds, Intake
 from services.api.settings import ApiSettings
 from services.api.state import State
@@ -68,6 +69,7 @@ async def _serve(
                 unless_stopping(wait_for_schema(pool, url, context)), name="api database"
             ),
             group.create_task(hub.run(), name="api streams"),
+            group.create_task(collect_in_pauses(turns.are_free), name="api garbage"),
         ]
         serving = group.create_task(server.serve([listener]), name="api http")
         await context.stopping.wait()
