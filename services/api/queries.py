@@ -1,5 +1,6 @@
 """Expressions over HTTP: query, query_range and their kin, and Vervet's own explanation of them."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -51,7 +52,7 @@ async def format_query(request: Request, state: Shared) -> Response:
     """An expression in the usual form, over several lines where it is long."""
     text = expression(state.settings, await Parameters.of(request))
     try:
-        return success(printed(text))
+        return success(await asyncio.to_thread(printed, text))
     except QueryError as error:
         raise _wrong(text, error) from error
 
@@ -61,7 +62,7 @@ async def parse_query(request: Request, state: Shared) -> Response:
     """An expression's syntax tree."""
     text = expression(state.settings, await Parameters.of(request))
     try:
-        return success(tree_of(text))
+        return success(await asyncio.to_thread(tree_of, text))
     except QueryError as error:
         raise _wrong(text, error) from error
 

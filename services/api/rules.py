@@ -10,7 +10,7 @@ from services.api import store
 from services.api.envelope import success
 from services.api.errors import BadData
 from services.api.parameters import Parameters
-from services.api.selectors import selector_matchers
+from services.api.selectors import selectors_of
 from services.api.state import Shared
 
 router = APIRouter(prefix="/api/v1", include_in_schema=False)
@@ -60,7 +60,7 @@ def _wanted(given: Parameters) -> Callable[[Item], bool]:
     if kind is not None and kind not in TYPES:
         raise BadData(f'invalid parameter "type": not supported value "{kind}"')
     names = given.all("rule_name[]")
-    selectors = [selector_matchers(text) for text in given.all("match[]")]
+    selectors = selectors_of(given)
 
     def wanted(rule: Item) -> bool:
         right_type = kind is None or rule["type"] == TYPES[kind]

@@ -10,12 +10,19 @@ from services.api.parameters import Parameters
 MAX_SELECTORS = 100
 """Selectors of one request."""
 
+MAX_CHARS = 16_384
+"""Of all selectors of one request together, which are parsed on the event loop."""
+
 
 def selectors_of(given: Parameters) -> list[tuple[Matcher, ...]]:
     """The matchers of each match[]. Raises BadData."""
     texts = given.all("match[]")
     if len(texts) > MAX_SELECTORS:
         raise BadData(f'invalid parameter "match[]": {len(texts)} of them; at most {MAX_SELECTORS}')
+    if (chars := sum(map(len, texts))) > MAX_CHARS:
+        raise BadData(
+            f'invalid parameter "match[]": {chars:,} characters in all; at most {MAX_CHARS:,}'
+        )
     if sum(map(cost_in_query_us, texts)) > MAX_COST_US:
         raise BadData('invalid parameter "match[]": regular expressions that are too large')
     return [selector_matchers(text) for text in texts]
