@@ -1,6 +1,7 @@
 """Readiness, stopping, the meaning of database errors, and secrets in logs."""
 
 import asyncio
+import logging
 import time
 import urllib.error
 import urllib.request
@@ -8,6 +9,7 @@ from collections.abc import Awaitable
 
 import asyncpg
 import pytest
+import structlog
 
 from schemas.topology import Topology
 from services import runtime
@@ -15,7 +17,7 @@ from services.bus import Unavailable
 from services.bus_memory import memory_bus
 from services.database import Verdict, address, describe, verdict
 from services.runtime import Context, Health, backoff_s, serve_health, until_stopped
-from services.telemetry import mask_secrets
+from services.telemetry import configure_logging, mask_secrets
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -131,3 +133,23 @@ def test_secrets_are_masked() -> None:
         "postgresql db.example:6432/vervet"
     )
     assert describe(TimeoutError()) == "TimeoutError"
+
+
+def test_a_traceback_shows_no_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    """They hold secrets, and to print them takes seconds."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure_logging("warning", "text")
+        secret = "-".join(("pass", "word"))
+        try:
+            raise ValueError(len(secret))
+        except ValueError as error:
+            structlog.get_logger("test").error("a request failed", exc_info=error)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "ValueError: 8" in said
+    assert "pass-word" not in said
