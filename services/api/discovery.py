@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
 from engine.promql import Matcher
 from engine.promql.blocks import Labels
 from services.api import labels
-from services.api.envelope import limited, success, success_pieces
+from services.api.envelope import in_order, limited, listed, success, success_pieces
 from services.api.errors import BadData, Unprocessable
 from services.api.evaluating import Check, bounded
 from services.api.metadata import MAX_METADATA, Described, catalogue, family_of, series_of
@@ -40,10 +40,10 @@ async def series(request: Request, state: Shared) -> Response:
                 raise Unprocessable(f"{len(found)} series match; at most {most} (query_max_series)")
 
     def present(check: Check) -> list[bytes]:
-        distinct = sorted({tuple(sorted(one.items())) for one in found})
+        distinct = in_order({tuple(sorted(one.items())) for one in found})
         check()
         shown, warnings = limited(distinct, limit)
-        return success_pieces([msgspec.json.encode([dict(one) for one in shown])], warnings)
+        return success_pieces(listed([dict(one) for one in shown]), warnings)
 
     return state.outgoing.response(await state.turns.compute(present))
 
@@ -126,16 +126,20 @@ async def targets_metadata(request: Request, state: Shared) -> Response:
         BY_TARGET, series_of(metric) if metric else None, equal, MAX_METADATA
     )
     known = await catalogue(state.pool, {row["metric"] for row in rows})
-    found: dict[tuple[tuple[tuple[str, str], ...], str], Described] = {}
-    for row in _matching(rows, matchers):
-        family = family_of(row["metric"], known)
-        if family and metric in (None, family[0]):
-            found[(tuple(row["source"].items()), family[0])] = family[1]
-    shown = [
-        {"target": dict(target), **({} if metric else {"metric": name}), **one._asdict()}
-        for (target, name), one in found.items()
-    ]
-    return success(shown[: given.limit() or None])
+
+    def present(_: Check) -> list[bytes]:
+        found: dict[tuple[tuple[tuple[str, str], ...], str], Described] = {}
+        for row in _matching(rows, matchers):
+            family = family_of(row["metric"], known)
+            if family and metric in (None, family[0]):
+                found[(tuple(row["source"].items()), family[0])] = family[1]
+        shown = [
+            {"target": dict(target), **({} if metric else {"metric": name}), **one._asdict()}
+            for (target, name), one in islice(found.items(), given.limit() or None)
+        ]
+        return success_pieces(listed(shown))
+
+    return state.outgoing.response(await state.turns.compute(present))
 
 
 def _matching(rows: Iterable[Any], matchers: tuple[Matcher, ...]) -> list[Any]:

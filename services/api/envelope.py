@@ -1,12 +1,16 @@
 """Answers in the envelope of Prometheus' HTTP API."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from heapq import merge
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Response
 
 from services.api.outgoing import JSON
+
+T = TypeVar("T")
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -26,6 +30,27 @@ def success_pieces(
         if texts
     )
     return [b'{"status":"success","data":', *data, notes + b"}"]
+
+
+def listed(items: Sequence[Any]) -> list[bytes]:
+    """The JSON of a long list, made a part at a time: the JSON library lets no other thread work
+    meanwhile."""
+    parts = [
+        _to_json(items[begin : begin + AT_ONCE])[1:-1] for begin in range(0, len(items), AT_ONCE)
+    ]
+    return [b"[", *islice(chain.from_iterable((b",", part) for part in parts), 1, None), b"]"]
+
+
+def in_order(items: Iterable[T]) -> list[T]:
+    """`sorted`, a part at a time, for the same reason."""
+    rest, parts = iter(items), []
+    while part := list(islice(rest, AT_ONCE)):
+        parts.append(sorted(part))
+    return list(merge(*parts))
+
+
+AT_ONCE = 4096
+"""Items that are sorted or written in a row: some milliseconds."""
 
 
 def limited(items: Sequence[Any], limit: int) -> tuple[Sequence[Any], list[str]]:

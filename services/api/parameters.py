@@ -13,8 +13,9 @@ from schemas.durations import parse_duration
 from services.api.errors import BadData
 from services.clock import microseconds
 
-MAX_BODY_BYTES = 1024**2
-"""A form holds one expression; Prometheus' own clients stay far below."""
+MAX_BODY_BYTES = 256 * 1024
+"""A form holds one expression, at worst twelve bytes for each of its characters; to decode more
+would keep the event loop from others."""
 
 MAX_FIELDS = 1000
 """Parameters in a form; reading a million of them would take a second."""

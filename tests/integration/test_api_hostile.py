@@ -1,5 +1,6 @@
 """Whatever is asked: an answer in the right envelope, never a failure of the server."""
 
+import threading
 from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.topology import topology
+from services.api import queries
 from services.api.parameters import instant_us, span_us
 from services.bus_memory import memory_bus
 from tests import promqlgrammar
@@ -138,8 +140,38 @@ async def test_many_selectors_cost_no_more_than_one(client: httpx.AsyncClient) -
         assert "too large" in refused.text
 
 
-async def test_a_form_of_a_million_parameters_is_not_read(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/api/v1/labels", content=b"a=&" * 300_000)
+async def test_a_long_selector_is_refused_like_a_long_expression(
+    client: httpx.AsyncClient,
+) -> None:
+    long = [("match[]", f'{{a="{"b" * 1000}"}}')] * 17
+    for path in ("/api/v1/series", "/api/v1/labels", "/api/v1/rules", "/federate"):
+        assert (await client.get(path, params=long[:16])).status_code == 200
+        refused = await client.get(path, params=long)
+        assert refused.status_code == 400
+        assert "at most 16,384" in refused.text
+
+
+async def test_expressions_are_printed_beside_the_event_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = threading.get_ident()
+    threads: list[int] = []
+
+    def noted(text: str) -> str:
+        threads.append(threading.get_ident())
+        return text
+
+    monkeypatch.setattr(queries, "printed", noted)
+    monkeypatch.setattr(queries, "tree_of", noted)
+    for path in ("format_query", "parse_query"):
+        answer = await client.get(f"/api/v1/{path}", params={"query": "up"})
+        assert answer.json()["data"] == "up"
+    assert len(threads) == 2
+    assert here not in threads
+
+
+async def test_a_form_of_many_parameters_is_not_read(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/api/v1/labels", content=b"a=&" * 80_000)
     assert (answer.status_code, answer.json()["errorType"]) == (400, "bad_data")
     assert "parameters" in answer.json()["error"]
 

@@ -1,0 +1,29 @@
+"""Long lists are sorted and written a part at a time, and come out the same."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.api import envelope
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_small_parts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envelope, "AT_ONCE", 3)
+        yield
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text())))
+def test_a_long_list_is_written_as_one(items: list[dict[str, str]]) -> None:
+    pieces = envelope.listed(items)
+    assert json.loads(b"".join(pieces)) == items
+    assert len(pieces) >= len(items) // 3
+
+
+@given(st.sets(st.tuples(st.text(), st.integers())))
+def test_a_long_list_is_sorted_as_one(items: set[tuple[str, int]]) -> None:
+    assert envelope.in_order(items) == sorted(items)
