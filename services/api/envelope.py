@@ -10,7 +10,7 @@ from fastapi import Response
 
 from services.api.outgoing import JSON
 
-T = TypeVar("T")
+T = TypeVar("T", tuple[Any, ...], str)
 
 _to_json = msgspec.json.Encoder().encode
 

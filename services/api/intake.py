@@ -266,18 +266,19 @@ class Intake:
 async def _read_whole(
     placement: Placement, request: bytes, unusual: Unusual, outcome: Outcome
 ) -> list[Samples]:
-    """All samples of a request, in parts; others get their turn between them. Raises Malformed."""
+    """All samples of a request, in parts; others get their turn between them. Raises Malformed,
+    TooLarge."""
     parts: list[Samples] = []
     at = 0
     while at < len(request):
         if at:
             await asyncio.sleep(0)
         part, at = read(request, at, placement.known, placement.register, unusual)
-        parts.append(part)
+        parts += [part, unusual.taken()]
     EXEMPLARS.inc(unusual.exemplars)
     if unusual.histograms:
         outcome.refuse("histogram", unusual.histograms, ["native histograms are not supported"])
-    return [*parts, unusual.samples()]
+    return parts
 
 
 def _acceptable(

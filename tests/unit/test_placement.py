@@ -80,7 +80,15 @@ def request(rows: list[Row]) -> bytes:
 
 
 def samples_of(placement: Placement, data: bytes) -> Samples:
-    return read(data, 0, placement.known, placement.register, Unusual())[0]
+    parts, at = [], 0
+    while at < len(data):
+        part, at = read(data, at, placement.known, placement.register, Unusual())
+        parts.append(part)
+    return Samples(
+        np.concatenate([part.numbers for part in parts]),
+        np.concatenate([part.at_ms for part in parts]),
+        np.concatenate([part.bits for part in parts]),
+    )
 
 
 def write(placement: Placement, store: Store, data: bytes) -> None:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.api.remote_write import (
+    BYTES_AT_ONCE,
+    MAX_SERIES_BYTES,
     Malformed,
     TooLarge,
     Unusual,
@@ -58,8 +60,7 @@ class Reader:
         at, parts = 0, []
         while at < len(request):
             part, at = read(request, at, self.known, self.register, self.unusual)
-            parts.append(part)
-        parts.append(self.unusual.samples())
+            parts += [part, self.unusual.taken()]
         return [
             (self.names[number], at_ms, bits)
             for part in parts
@@ -173,6 +174,24 @@ def test_what_is_not_kept_is_counted_and_leaves_the_samples_alone() -> None:
 def test_a_large_request_is_read_in_parts() -> None:
     series = [({"__name__": f"m{n}"}, [(1.0, NOW_MS)]) for n in range(45_000)]
     assert Reader().read(plain(series)) == expected(series)
+
+
+def test_a_series_of_many_samples_ends_a_part() -> None:
+    """Reading it takes as long as many series."""
+    many = ({"__name__": "m"}, [(1.0, NOW_MS)] * (BYTES_AT_ONCE // 20))
+    request = plain([many] * 3)
+    places, at = [], 0
+    while at < len(request):
+        at = read(request, at, {}, lambda _: 0, Unusual())[1]
+        places.append(at)
+    assert len(places) > 1
+    assert Reader().read(request) == expected([many] * 3)
+
+
+def test_a_series_that_is_too_large_is_refused_unread() -> None:
+    huge = ({"__name__": "m"}, [(1.0, NOW_MS)] * (MAX_SERIES_BYTES // 18))
+    with pytest.raises(TooLarge, match="a series of"):
+        Reader().read(plain([huge]))
 
 
 @given(SERIES, st.data())

@@ -151,5 +151,5 @@ def test_a_traceback_shows_no_variables(capsys: pytest.CaptureFixture[str]) -> N
         root.setLevel(level)
         structlog.reset_defaults()
     said = capsys.readouterr().err
-    assert "ValueError: 8" in said
+    assert "ValueError: 9" in said
     assert "pass-word" not in said
