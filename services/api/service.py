@@ -16,7 +16,7 @@ from services.api.intake import Bounds, Intake
 from services.api.settings import ApiSettings
 from services.api.state import State
 from services.api.stream import Hub
-from services.database import open_pool, wait_for_schema
+from services.database import ERRORS, Pool, open_pool, wait_for_schema
 from services.frames import PLANS, Reader
 from services.runtime import Context, Health, bind, unless_stopping, wait_for_topology
 
@@ -66,7 +66,8 @@ async def _serve(
                 unless_stopping(wait_for_topology(context, NEEDS)), name="api topology"
             ),
             group.create_task(
-                unless_stopping(wait_for_schema(pool, url, context)), name="api database"
+                unless_stopping(_await_database(state.reader, pool, url, context)),
+                name="api database",
             ),
             group.create_task(hub.run(), name="api streams"),
             group.create_task(collect_in_pauses(turns.are_free), name="api garbage"),
@@ -78,6 +79,14 @@ async def _serve(
         await serving
         for task in tasks:
             task.cancel()
+
+
+async def _await_database(reader: Reader, pool: Pool, url: str, context: Context) -> None:
+    """Returns once the database can be asked, and its first answer won't be late."""
+    await wait_for_schema(pool, url, context)
+    with contextlib.suppress(*ERRORS):  # who asks next is told
+        async with reader.snapshot(alone=True) as snapshot:
+            await snapshot.prepare()
 
 
 def _session(settings: ApiSettings) -> dict[str, str]:

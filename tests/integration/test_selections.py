@@ -117,3 +117,16 @@ async def test_what_is_collected_is_no_longer_remembered(pool: Pool) -> None:
     await pool.execute("delete from layout_shapes where layout_id = 1")
     assert len(await seen(reader)) == 1
     assert reader.selections.registered != before
+
+
+async def test_a_reader_that_was_prepared_remembers_from_its_first_query_on(pool: Pool) -> None:
+    await Store(pool).write([of_host("a")])
+    reader = Reader(pool)
+    async with reader.snapshot(alone=True) as snapshot:
+        await snapshot.prepare()
+    assert await seen(reader) == {"a"}
+    statements: list[object] = []
+    async with reader.snapshot(alone=True) as snapshot:
+        with snapshot.connection.query_logger(statements.append):
+            assert await instances(snapshot) == {"a"}
+    assert len(statements) == 1
