@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SAMPLES = "vervet.samples"
+"""A fanout: everything goes to the same places, and matching words of keys would cost the broker a
+tenth more (docs/adr/0003-bus.md). Messages keep their key, for topic exchanges of others."""
+
 EVALUATE = "vervet.evaluate"
 EVENTS = "vervet.events"
 ALERTS = "vervet.alerts"
@@ -78,7 +81,7 @@ def topology(partitions: int = DEFAULT_PARTITIONS) -> Topology:
     evaluate = tuple(Queue(partition_queue(p), single_active=True) for p in range(partitions))
     return Topology(
         exchanges=(
-            Exchange(SAMPLES, "topic"),
+            Exchange(SAMPLES, "fanout"),
             Exchange(EVALUATE, "x-consistent-hash", hash_header=PARTITION_HEADER),
             Exchange(EVENTS, "topic"),
             Exchange(ALERTS, "topic"),

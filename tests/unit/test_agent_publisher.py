@@ -30,7 +30,7 @@ from tests.processes import eventually
 
 SOURCE = {"job": "node", "instance": "host-1"}
 ONLY_INGEST = Topology(
-    exchanges=(Exchange(SAMPLES, "topic"),),
+    exchanges=(Exchange(SAMPLES, "fanout"),),
     queues=(Queue(INGEST_QUEUE),),
     bindings=(Binding(SAMPLES, INGEST_QUEUE),),
 )

@@ -44,7 +44,7 @@ from services.runtime import Context, Unable
 from tests.processes import eventually
 
 SMALL = Topology(
-    exchanges=(Exchange(SAMPLES, "topic"), Exchange(EVENTS, "topic")),
+    exchanges=(Exchange(SAMPLES, "fanout"), Exchange(EVENTS, "topic")),
     queues=(Queue(INGEST_QUEUE), Queue(FLEET_QUEUE)),
     bindings=(Binding(SAMPLES, INGEST_QUEUE), Binding(EVENTS, FLEET_QUEUE, key="agent.#")),
 )
