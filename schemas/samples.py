@@ -30,7 +30,7 @@ MAX_ROWS = 10_000
 """Instants in one frame; more than one where a spool packs several ticks together."""
 
 
-class Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """A layout's values at one or several instants.
 
     at: int64 microseconds since 1970 UTC, (rows,), little-endian.
@@ -43,7 +43,7 @@ class Frame(msgspec.Struct, frozen=True):
     values: bytes
 
 
-class SampleMessage(msgspec.Struct, frozen=True):
+class SampleMessage(msgspec.Struct, frozen=True, gc=False):
     """What one agent read at one tick. (instance, epoch, seq) identifies it for ever."""
 
     source: dict[str, str]

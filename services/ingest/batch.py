@@ -91,7 +91,7 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Received:
-    """One message, checked and ready to be stored."""
+    """One message, checked and ready to be stored. at: all instants of its frames, µs."""
 
     delivery: Delivery
     source: Mapping[str, str]
@@ -99,7 +99,7 @@ class Received:
     seq: int
     frames: list[Rows]
     samples: int
-    last_at_us: int
+    at: set[int]
 
 
 class Batch:
@@ -144,7 +144,7 @@ def receive(
 ) -> Received:
     """Check a decoded message against its layouts. Raises Invalid with the reason."""
     frames: list[Rows] = []
-    samples, last_at_us = 0, bounds_us[0]
+    samples, instants = 0, set[int]()
     labels = frozenset(message.source.items())
     known = layouts.of(labels)
     before = b""
@@ -152,7 +152,7 @@ def receive(
     for frame in message.frames:
         if frame.at != before:  # the frames of a message are of one instant, as a rule
             before, at = frame.at, _instants(frame, bounds_us)
-            last_at_us = max(last_at_us, *at)
+            instants.update(at)
         layout = known.get(frame.layout) or layouts.learn(labels, frame.layout)
         if len(frame.values) != 8 * len(at) * layout.width:
             raise Invalid(
@@ -161,9 +161,7 @@ def receive(
             )
         samples += len(frame.values) // 8 - _absent(frame.values)
         frames.append(Rows(layout, at, frame.values))
-    return Received(
-        delivery, message.source, message.epoch, message.seq, frames, samples, last_at_us
-    )
+    return Received(delivery, message.source, message.epoch, message.seq, frames, samples, instants)
 
 
 def _instants(frame: Frame, bounds_us: tuple[int, int]) -> tuple[int, ...]:
@@ -219,15 +217,14 @@ def progress(batch: Sequence[Received], known: set[RowKey]) -> dict[Key, Progres
     seen: set[tuple[str, str, int]] = set()
     for one in batch:
         key = (one.source["job"], one.source["instance"], one.epoch)
+        last_at_us = max(one.at)
         agent = agents.get(key)
         if agent is None:
-            agent = agents[key] = Progress(
-                one.source, one.seq, one.seq, one.last_at_us, one.samples
-            )
+            agent = agents[key] = Progress(one.source, one.seq, one.seq, last_at_us, one.samples)
         agent.first_seq = min(agent.first_seq, one.seq)
         if one.seq > agent.last_seq:
             agent.last_seq, agent.last_samples = one.seq, one.samples
-        agent.last_at_us = max(agent.last_at_us, one.last_at_us)
+        agent.last_at_us = max(agent.last_at_us, last_at_us)
         identity = (one.source["instance"], one.epoch, one.seq)
         if identity in seen or (known and _all_known(one, known)):
             agent.duplicates += 1
@@ -244,7 +241,7 @@ def _all_known(one: Received, known: set[RowKey]) -> bool:
 
 def _encode_rows(
     layouts: NDArray[np.int32], at: NDArray[np.int64], bits: NDArray[np.uint64]
-) -> bytes:
+) -> memoryview:
     """Rows of one width. bits: (rows, width), of float64."""
     width = bits.shape[1]
     rows = np.empty(at.size, row_type(("values", ">u8", width)))
@@ -253,7 +250,7 @@ def _encode_rows(
     rows["values_bytes"] = ARRAY_BYTES + 12 * width
     rows["values_head"] = 1, 0, FLOAT8_OID, width, 1
     rows["values"]["bytes"], rows["values"]["value"] = 8, bits
-    return rows.tobytes()
+    return rows.view(np.uint8).data
 
 
 def encode_copy(frames: Sequence[Rows]) -> bytes:
@@ -265,7 +262,7 @@ def encode_copy(frames: Sequence[Rows]) -> bytes:
     by_width: defaultdict[int, list[Rows]] = defaultdict(list)
     for rows in frames:
         by_width[rows.layout.width].append(rows)
-    parts = [COPY_HEADER]
+    parts: list[bytes | memoryview] = [COPY_HEADER]
     for width, alike in sorted(by_width.items()):
         layouts = np.array([one.layout.id for one in alike for _ in one.at], np.int32)
         at = np.array([instant for one in alike for instant in one.at], np.int64)
@@ -301,4 +298,4 @@ def _apart(frames: Sequence[Rows]) -> list[list[Rows]]:
 
 def days(batch: Sequence[Received]) -> set[int]:
     """Days since 1970 (UTC) that the batch has rows in."""
-    return {at // DAY_US for one in batch for rows in one.frames for at in rows.at}
+    return {at // DAY_US for one in batch for at in one.at}

@@ -30,6 +30,8 @@ async def sealed_rows(
     closed_us = (now_us - MAYBE_SEALED_US) // HOUR_US * HOUR_US
     hours: defaultdict[Key, set[int]] = defaultdict(set)
     for one in batch:
+        if min(one.at) > closed_us:  # nearly always
+            continue
         for rows in one.frames:
             if min(rows.at) <= closed_us and rows.layout.id is not None:
                 for at_us in rows.at:
