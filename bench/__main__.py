@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import agent, disk, growth, ingest, promql, query
+from bench import agent, disk, growth, ingest, promql, query, stalls
 from bench.figures import LATEST, Failed, Figure, Options, keep, table
 from services.telemetry import configure_logging
 from tests.stack.choice import STACK_VARIABLE, Unavailable, asked_for, refusal
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Stack, Say, Options], Coroutine[Any, Any, list[F
     promql.BENCH: promql.measure,
     growth.BENCH: growth.measure,
     agent.BENCH: agent.measure,
+    stalls.BENCH: stalls.measure,
 }
 
 

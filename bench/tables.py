@@ -207,6 +207,13 @@ def agent(lines: Lines) -> str:
     return table(["figure", "value", "unit"], found)
 
 
+def stalls(lines: Lines) -> str:
+    """For how long each request keeps others waiting."""
+    here = of(lines, bench="stalls", system="vervet")
+    found = [[str(line["request"]), cell([line]), number(line["max"])] for line in here]
+    return table(["request", "longest stall, ms", "of all runs"], found)
+
+
 TABLES: Mapping[str, Callable[[Lines], str]] = {
     "ingest": ingest,
     "ingest-peers": ingest_peers,
@@ -217,6 +224,7 @@ TABLES: Mapping[str, Callable[[Lines], str]] = {
     "promql": promql,
     "growth": growth,
     "agent": agent,
+    "stalls": stalls,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from engine.promql.blocks import NAME, Columns, Labels
 from engine.promql.captures import Pattern, compiled
 from engine.promql.errors import QueryError
+from engine.promql.ordering import in_order
 from engine.promql.tables import Table, relabelled
 
 MAX_VALUE_CHARS = 65_536
@@ -88,7 +89,8 @@ def label_order(columns: Sequence[Labels], names: Sequence[str], *, descending: 
         one = columns[place]
         return [_natural(one.get(name, "")) for name in names], sorted(one.items())
 
-    return sorted(range(len(columns)), key=rank, reverse=descending)
+    ranks = [rank(column) for column in range(len(columns))]
+    return in_order(range(len(columns)), ranks.__getitem__, reverse=descending)
 
 
 def _natural(value: str) -> list[tuple[bool, int, str]]:

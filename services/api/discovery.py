@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request, Response
 
 from engine.promql import Matcher
 from engine.promql.blocks import Labels
+from engine.promql.ordering import in_order
 from services.api import labels
-from services.api.envelope import in_order, limited, listed, success, success_pieces
+from services.api.envelope import limited, listed, success, success_pieces
 from services.api.errors import BadData, Unprocessable
 from services.api.evaluating import Check, bounded
 from services.api.metadata import MAX_METADATA, Described, catalogue, family_of, series_of

@@ -1,16 +1,13 @@
 """Answers in the envelope of Prometheus' HTTP API."""
 
-from collections.abc import Iterable, Sequence
-from heapq import merge
+from collections.abc import Sequence
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from fastapi import Response
 
 from services.api.outgoing import JSON
-
-T = TypeVar("T", tuple[Any, ...], str)
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -41,16 +38,8 @@ def listed(items: Sequence[Any]) -> list[bytes]:
     return [b"[", *islice(chain.from_iterable((b",", part) for part in parts), 1, None), b"]"]
 
 
-def in_order(items: Iterable[T]) -> list[T]:
-    """`sorted`, a part at a time, for the same reason."""
-    rest, parts = iter(items), []
-    while part := list(islice(rest, AT_ONCE)):
-        parts.append(sorted(part))
-    return list(merge(*parts))
-
-
 AT_ONCE = 4096
-"""Items that are sorted or written in a row: some milliseconds."""
+"""Items that are written in a row: some milliseconds."""
 
 
 def limited(items: Sequence[Any], limit: int) -> tuple[Sequence[Any], list[str]]:

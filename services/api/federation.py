@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from engine.promql import NAME, Block
 from engine.promql.blocks import Labels
 from engine.promql.formatting import format_value
+from engine.promql.ordering import in_order
 from engine.promql.windows import instants_of_newest, newest
 from services import frames
 from services.api.evaluating import Check, bounded, limits_of
@@ -68,7 +69,7 @@ def newest_samples(
         for column, value in enumerate(values.values[0])
         if values.present[0, column]
     ]
-    return sorted(found, key=lambda sample: (sample[0][NAME], sorted(sample[0].items())))
+    return in_order(found, key=lambda sample: (sample[0][NAME], sorted(sample[0].items())))
 
 
 def exposition(samples: Sequence[Sample], known: Catalogue) -> bytes:
