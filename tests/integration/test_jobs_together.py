@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +10,7 @@ import pytest
 from prometheus_client import Counter
 
 from services.clock import microseconds, now_us
-from services.database import Pool, open_pool
+from services.database import Pool
 from services.ingest import exclusive, jobs, unused
 from services.ingest.batch import Layouts, Window, receive
 from services.ingest.jobs import Job, Progress, run_jobs
@@ -23,24 +22,27 @@ from tests.builders import delivery, sample_message
 from tests.processes import eventually
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-@pytest.fixture(params=["timescale_database_url", "plain_database_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(request.param)
-    return found
+def today() -> datetime:
+    """When the day began: a run may go over midnight."""
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture
-async def pool(url: str) -> AsyncIterator[Pool]:
-    async with open_pool(url, size=16) as opened:
-        yield opened
+def url(either_database_url: str) -> str:
+    """Every test here runs on TimescaleDB and on plain PostgreSQL."""
+    return either_database_url
+
+
+@pytest.fixture
+def pool(pool_of_either: Pool) -> Pool:
+    return pool_of_either
 
 
 async def days(pool: Pool, table: str) -> list[int]:
     """How many days ago each of its partitions began."""
-    return [(TODAY - one.lower).days for one in await list_partitions(pool, table)]
+    return [(today() - one.lower).days for one in await list_partitions(pool, table)]
 
 
 async def all_ran(pool: Pool) -> bool:
@@ -52,7 +54,7 @@ async def test_of_twenty_days_the_raw_ones_are_kept_as_set_and_the_rollups_all(
     url: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "TICK_S", 0.02)
-    instants = [TODAY - ago * DAY + 10 * HOUR for ago in range(20, 0, -1)]
+    instants = [today() - ago * DAY + 10 * HOUR for ago in range(20, 0, -1)]
     messages = [
         sample_message([1.0, 2.0], at_us=microseconds(at), seq=seq)
         for seq, at in enumerate(instants)
@@ -67,7 +69,7 @@ async def test_of_twenty_days_the_raw_ones_are_kept_as_set_and_the_rollups_all(
     assert [row["error"] for row in await pool.fetch("select error from jobs")] == [""] * len(JOBS)
     assert await days(pool, "blocks") == list(range(15, 0, -1))
     floor = await pool.fetchval("select floor from retention where tier = 'raw'")
-    assert floor == TODAY - 15 * DAY
+    assert floor == today() - 15 * DAY
     assert max(await days(pool, "frames")) <= 2
     # The newest sample is in the head; the day before today may be open still.
     assert await pool.fetchval("select count(*) from frames") == 1
@@ -113,7 +115,7 @@ async def test_two_workers_that_both_run_the_jobs_lose_nothing_and_double_nothin
     async def write(worker: int) -> int:
         store, layouts, bounds = Store(pool), Layouts(), Window(9 * DAY, DAY).bounds_us(now_us())
         for seq in range(60):
-            at = TODAY - chance.randrange(1, 6) * DAY + timedelta(seconds=seq)
+            at = today() - chance.randrange(1, 6) * DAY + timedelta(seconds=seq)
             host = f"host-{worker}-{chance.randrange(5)}"
             message = sample_message([1.0, 2.0], instance=host, seq=seq, at_us=microseconds(at))
             await store.write([receive(delivery(message), message, layouts, bounds)])

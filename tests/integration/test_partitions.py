@@ -1,13 +1,12 @@
 """Dropping partitions under way: of the head once they are empty, of history by retention."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from services.clock import microseconds, now_us
-from services.database import Pool, open_pool
+from services.database import Pool
 from services.ingest import exclusive
 from services.ingest.batch import Layouts, Received, Window, receive
 from services.ingest.jobs import Progress
@@ -17,16 +16,22 @@ from services.ingest.store import Store
 from tests.builders import delivery, sample_message
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-NOW = TODAY + HOUR
 TABLES = ("frames", "blocks", "rollups_5m", "rollups_1h")
 
 
-@pytest.fixture(params=["timescale_database_url", "plain_database_url"])
-async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+def today() -> datetime:
+    """When the day began: a run may go over midnight."""
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def now() -> datetime:
+    return today() + HOUR
+
+
+@pytest.fixture
+def pool(pool_of_either: Pool) -> Pool:
     """Every test here runs on TimescaleDB and on plain PostgreSQL."""
-    async with open_pool(request.getfixturevalue(request.param), size=10) as opened:
-        yield opened
+    return pool_of_either
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +47,7 @@ def batch(at: datetime, *, instance: str = "host-1", seq: int = 0) -> list[Recei
 
 async def days(pool: Pool, table: str) -> list[int]:
     """How many days ago each of its partitions began."""
-    return [(TODAY - one.lower).days for one in await list_partitions(pool, table)]
+    return [(today() - one.lower).days for one in await list_partitions(pool, table)]
 
 
 async def sealed(pool: Pool, at: datetime, *, rolled_up: bool = True) -> None:
@@ -65,7 +70,7 @@ async def sealed(pool: Pool, at: datetime, *, rolled_up: bool = True) -> None:
 
 
 async def lag(pool: Pool) -> timedelta:
-    return await retain(pool, NOW, Progress(HOUR))
+    return await retain(pool, now(), Progress(HOUR))
 
 
 async def floor(pool: Pool, tier: str) -> datetime:
@@ -76,12 +81,14 @@ async def floor(pool: Pool, tier: str) -> datetime:
 async def test_an_old_partition_of_the_head_goes_when_it_is_empty(pool: Pool) -> None:
     store = Store(pool)
     for ago in range(5):
-        await store.write(batch(TODAY - ago * DAY + MINUTE, seq=ago))
-    await pool.execute("delete from frames where at not between $1 and $2", TODAY - 3 * DAY, TODAY)
-    await drop_empty_head(pool, NOW, Progress(HOUR))
+        await store.write(batch(today() - ago * DAY + MINUTE, seq=ago))
+    await pool.execute(
+        "delete from frames where at not between $1 and $2", today() - 3 * DAY, today()
+    )
+    await drop_empty_head(pool, now(), Progress(HOUR))
     assert await days(pool, "frames") == [3, 2, 1, 0]
     await pool.execute("delete from frames")
-    await drop_empty_head(pool, NOW, Progress(HOUR))
+    await drop_empty_head(pool, now(), Progress(HOUR))
     assert await days(pool, "frames") == [2, 1, 0]
 
 
@@ -89,19 +96,19 @@ async def test_a_partition_that_was_large_is_vacuumed_first(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.ingest.partitions.EMPTY_BYTES", 0)
-    await Store(pool).write(batch(TODAY - 9 * DAY))
+    await Store(pool).write(batch(today() - 9 * DAY))
     await pool.execute("delete from frames")
-    await drop_empty_head(pool, NOW, Progress(HOUR))
+    await drop_empty_head(pool, now(), Progress(HOUR))
     assert await days(pool, "frames") == []
 
 
 async def test_late_rows_find_a_partition_though_theirs_was_dropped(pool: Pool) -> None:
     """A worker remembers which partitions there are."""
     store = Store(pool)
-    late = TODAY - 5 * DAY
+    late = today() - 5 * DAY
     await store.write(batch(late))
     await pool.execute("delete from frames")
-    await drop_empty_head(pool, NOW, Progress(HOUR))
+    await drop_empty_head(pool, now(), Progress(HOUR))
     assert await days(pool, "frames") == []
     assert await store.write(batch(late, seq=1)) == 0
     assert await pool.fetchval("select count(*) from frames") == 1
@@ -109,7 +116,7 @@ async def test_late_rows_find_a_partition_though_theirs_was_dropped(pool: Pool) 
 
 async def test_no_late_row_is_lost_while_its_partition_is_dropped(pool: Pool) -> None:
     """Workers write, and the rows are taken away as by sealing, while the job drops and drops."""
-    late = TODAY - 5 * DAY
+    late = today() - 5 * DAY
     enough = 5
     done = asyncio.Event()
     taken = dropped = written = 0
@@ -118,7 +125,7 @@ async def test_no_late_row_is_lost_while_its_partition_is_dropped(pool: Pool) ->
         nonlocal dropped
         while not done.is_set():
             progress = Progress(HOUR)
-            await drop_empty_head(pool, NOW, progress)
+            await drop_empty_head(pool, now(), progress)
             dropped += progress.text.endswith(": 1")
 
     async def seal() -> None:
@@ -146,22 +153,22 @@ async def test_no_late_row_is_lost_while_its_partition_is_dropped(pool: Pool) ->
 
 async def test_retention_drops_what_is_too_old_and_raises_the_floor(pool: Pool) -> None:
     for ago in (800, 100, 20, 17, 15, 1):
-        await sealed(pool, TODAY - ago * DAY)
+        await sealed(pool, today() - ago * DAY)
     assert await lag(pool) == timedelta(0)
     assert await days(pool, "blocks") == [15, 1]
-    assert await floor(pool, "raw") == TODAY - 16 * DAY
+    assert await floor(pool, "raw") == today() - 16 * DAY
     five = [one.upper for one in await list_partitions(pool, "rollups_5m")]
-    assert min(five) > NOW - 90 * DAY
-    assert NOW - 107 * DAY < await floor(pool, "5m") <= NOW - 90 * DAY
+    assert min(five) > now() - 90 * DAY
+    assert now() - 107 * DAY < await floor(pool, "5m") <= now() - 90 * DAY
     hour = [one.upper for one in await list_partitions(pool, "rollups_1h")]
-    assert min(hour) > NOW - 730 * DAY
-    assert NOW - 828 * DAY < await floor(pool, "1h") <= NOW - 730 * DAY
+    assert min(hour) > now() - 730 * DAY
+    assert now() - 828 * DAY < await floor(pool, "1h") <= now() - 730 * DAY
 
 
 async def test_history_stays_until_it_is_rolled_up(pool: Pool) -> None:
-    start = TODAY - 20 * DAY
+    start = today() - 20 * DAY
     await sealed(pool, start, rolled_up=False)
-    assert await lag(pool) == NOW - (start + 16 * DAY)
+    assert await lag(pool) == now() - (start + 16 * DAY)
     assert await days(pool, "blocks") == [20]
     await pool.execute("delete from blocks")
     await sealed(pool, start)
@@ -170,7 +177,7 @@ async def test_history_stays_until_it_is_rolled_up(pool: Pool) -> None:
 
 
 async def test_history_stays_while_a_late_row_of_it_waits_to_be_sealed(pool: Pool) -> None:
-    start = TODAY - 20 * DAY
+    start = today() - 20 * DAY
     await sealed(pool, start)
     await Store(pool).write(batch(start + DAY))  # the last instant of the day's last hour
     assert await lag(pool) > timedelta(0)
@@ -181,7 +188,7 @@ async def test_history_stays_while_a_late_row_of_it_waits_to_be_sealed(pool: Poo
 
 
 async def test_rollups_stay_until_their_days_are_rolled_up(pool: Pool) -> None:
-    start = TODAY - 200 * DAY
+    start = today() - 200 * DAY
     await sealed(pool, start)
     await pool.execute("insert into days_due values (1000, $1)", start)
     await lag(pool)
@@ -197,7 +204,7 @@ async def test_rollups_stay_until_their_days_are_rolled_up(pool: Pool) -> None:
 
 async def test_the_oldest_raw_history_goes_when_all_is_too_large(pool: Pool) -> None:
     for ago in range(5):
-        await sealed(pool, TODAY - ago * DAY)
+        await sealed(pool, today() - ago * DAY)
     partitions = [await list_partitions(pool, table) for table in TABLES]
     total = sum(one.bytes for some in partitions for one in some)
     await pool.execute("update retention set max_bytes = $1 where tier = 'raw'", total)
@@ -206,19 +213,19 @@ async def test_the_oldest_raw_history_goes_when_all_is_too_large(pool: Pool) -> 
     await pool.execute("update retention set max_bytes = max_bytes - 1 where tier = 'raw'")
     await lag(pool)
     assert await days(pool, "blocks") == [3, 2, 1, 0]
-    assert await floor(pool, "raw") == TODAY - 3 * DAY
+    assert await floor(pool, "raw") == today() - 3 * DAY
 
 
 async def test_a_long_query_holds_up_retention_and_retention_nobody(pool: Pool) -> None:
     for ago in (20, 1):
-        await sealed(pool, TODAY - ago * DAY)
+        await sealed(pool, today() - ago * DAY)
     async with pool.acquire() as reader, reader.transaction():
         await reader.fetch("select * from blocks")
-        job = asyncio.create_task(retain(pool, NOW, Progress(HOUR)))
+        job = asyncio.create_task(retain(pool, now(), Progress(HOUR)))
         while not job.done():
             # It would wait for ever behind a job that waited for the reader without end.
-            await pool.fetch("select * from blocks where start > $1", NOW - 2 * DAY)
-            await pool.execute("update blocks set rows = rows where start > $1", NOW - 2 * DAY)
+            await pool.fetch("select * from blocks where start > $1", now() - 2 * DAY)
+            await pool.execute("update blocks set rows = rows where start > $1", now() - 2 * DAY)
         assert await job > timedelta(0)
         assert await days(pool, "blocks") == [20, 1]
     assert await lag(pool) == timedelta(0)

@@ -1,7 +1,7 @@
 """Collecting layouts and series of which nothing is stored, under the eyes of those who write."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from engine.promql import Matcher, MatchOp
 from schemas.layouts import Series
 from services.clock import now_us
-from services.database import Pool, open_pool
+from services.database import Pool
 from services.ingest import exclusive, unused
 from services.ingest.batch import Layouts, Received, Window, receive
 from services.ingest.jobs import Progress
@@ -23,11 +23,10 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 TABLES = ("series", "layouts", "layout_series", "layout_shapes", "shapes")
 
 
-@pytest.fixture(params=["timescale_database_url", "plain_database_url"])
-async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+@pytest.fixture
+def pool(pool_of_either: Pool) -> Pool:
     """Every test here runs on TimescaleDB and on plain PostgreSQL."""
-    async with open_pool(request.getfixturevalue(request.param), size=10) as opened:
-        yield opened
+    return pool_of_either
 
 
 @pytest.fixture(autouse=True)
