@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,7 +55,9 @@ def create_app(state: State, page: Path | None = None) -> FastAPI:
     # First, since they are asked most often; and without what FastAPI does for a route.
     app.add_route(write.PATH, write.write, methods=["POST"])
     for path, answer in queries.ROUTES.items():
-        app.add_route(path, answer, methods=queries.GET_OR_FORM)
+        route = Route(path, answer, methods=queries.GET_OR_FORM)
+        route.methods = set(queries.GET_OR_FORM)  # without HEAD, as in Prometheus
+        app.router.routes.append(route)
     app.include_router(prometheus.router)
     app.include_router(queries.explain_router)
     app.include_router(resources.router)

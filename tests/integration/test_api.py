@@ -285,6 +285,8 @@ async def test_a_method_that_is_not_there_is_refused_with_those_that_are(
     refused = await client.delete("/api/v1/labels")
     assert (refused.status_code, refused.json()["errorType"]) == (405, "bad_data")
     assert {"GET", "POST"} <= set(refused.headers["allow"].split(", "))
+    for path in ("query", "query_range", "labels"):
+        assert (await client.head(f"/api/v1/{path}")).status_code == 405
 
 
 async def test_load_balancers_may_probe_without_a_body(client: httpx.AsyncClient) -> None:
