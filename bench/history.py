@@ -25,7 +25,7 @@ from bench.product import vervet
 from bench.replay import Piece, Replay
 from bench.requester import FORMS, Sender
 from schemas.samples import SAMPLES_MSGPACK, Frame, SampleMessage, encode
-from schemas.topology import PARTITION_HEADER, SAMPLES, sample_key
+from schemas.topology import INTAKE, PARTITION_HEADER, sample_key
 from services.bus import Bus, Message
 from services.bus_rabbit import rabbit_bus
 from services.clock import instant, now_us
@@ -215,7 +215,7 @@ class Ours:
         message = Message(
             encode(made), SAMPLES_MSGPACK, made.message_id, {PARTITION_HEADER: instance}
         )
-        await self.bus.publish(SAMPLES, sample_key(source["job"], instance), message)
+        await self.bus.publish(INTAKE, sample_key(source["job"], instance), message)
 
     async def _await(self, question: str, argument: int, worker: psutil.Process) -> None:
         deadline = time.monotonic() + TIMEOUT_S

@@ -22,7 +22,7 @@ from bench.figures import Failed
 from bench.hosts import Load
 from bench.processes import Roots, cpu_of_all_s, peaks_mib
 from bench.product import END_TIMEOUT_S, vervet
-from schemas.topology import DEFAULT_PARTITIONS, EVALUATE, SAMPLES, partition_queue
+from schemas.topology import DEFAULT_PARTITIONS, EVALUATE, INTAKE, partition_queue
 from services.bus_rabbit import rabbit_bus
 from services.clock import instant
 from services.database import Connection
@@ -146,7 +146,7 @@ async def pipeline(
         async with rabbit_bus(broker_url, name="bench") as bus:
             await prepare(database_url, bus)
         if not evaluator:
-            broker.api("DELETE", f"bindings/{virtual_host}/e/{SAMPLES}/e/{EVALUATE}/%23")
+            broker.api("DELETE", f"bindings/{virtual_host}/e/{INTAKE}/e/{EVALUATE}/%23")
         connection = await asyncpg.connect(database_url)
         resources.push_async_callback(connection.close)
         admin = await asyncpg.connect(with_database(database.admin_url, name))

@@ -9,7 +9,7 @@ import os
 import sys
 
 from bench.hosts import Fleet, Load
-from schemas.topology import SAMPLES
+from schemas.topology import INTAKE
 from services.bus import Bus
 from services.bus_rabbit import rabbit_bus
 from services.cli import run_loop
@@ -32,7 +32,7 @@ async def publish(bus: Bus, fleet: Fleet, count: int) -> None:
 
     async def publish_some() -> None:
         for key, message in messages:
-            await bus.publish(SAMPLES, key, message)
+            await bus.publish(INTAKE, key, message)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(AT_ONCE):

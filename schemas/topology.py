@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+INTAKE = "vervet.intake"
+"""Where samples are published. A fanout: all that is ours takes everything, and matching the words
+of keys for it would cost the broker a tenth more (docs/adr/0003-bus.md)."""
+
 SAMPLES = "vervet.samples"
-"""A fanout: everything goes to the same places, and matching words of keys would cost the broker a
-tenth more (docs/adr/0003-bus.md). Messages keep their key, for topic exchanges of others."""
+"""Where others subscribe to samples, by topic."""
 
 EVALUATE = "vervet.evaluate"
 EVENTS = "vervet.events"
@@ -81,7 +84,8 @@ def topology(partitions: int = DEFAULT_PARTITIONS) -> Topology:
     evaluate = tuple(Queue(partition_queue(p), single_active=True) for p in range(partitions))
     return Topology(
         exchanges=(
-            Exchange(SAMPLES, "fanout"),
+            Exchange(INTAKE, "fanout"),
+            Exchange(SAMPLES, "topic"),
             Exchange(EVALUATE, "x-consistent-hash", hash_header=PARTITION_HEADER),
             Exchange(EVENTS, "topic"),
             Exchange(ALERTS, "topic"),
@@ -96,8 +100,9 @@ def topology(partitions: int = DEFAULT_PARTITIONS) -> Topology:
             Queue(DEAD_QUEUE, dead_letters=False),
         ),
         bindings=(
-            Binding(SAMPLES, INGEST_QUEUE),
-            Binding(SAMPLES, EVALUATE, to_exchange=True),
+            Binding(INTAKE, INGEST_QUEUE),
+            Binding(INTAKE, EVALUATE, to_exchange=True),
+            Binding(INTAKE, SAMPLES, to_exchange=True),
             *(Binding(EVALUATE, queue.name, key="1") for queue in evaluate),
             Binding(ALERTS, NOTIFY_QUEUE),
             Binding(EVENTS, FLEET_QUEUE, key="agent.#"),

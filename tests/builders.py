@@ -49,4 +49,4 @@ def bus_message(message: SampleMessage) -> Message:
 def delivery(message: SampleMessage, tag: int = 1) -> Delivery:
     """As a consumer gets it."""
     key = sample_key(message.source["job"], message.source["instance"])
-    return Delivery(bus_message(message), "vervet.samples", key, False, tag)
+    return Delivery(bus_message(message), "vervet.intake", key, False, tag)

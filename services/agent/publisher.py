@@ -10,7 +10,7 @@ from enum import Enum
 
 import structlog
 
-from schemas.topology import SAMPLES
+from schemas.topology import INTAKE
 from services.agent.collectors import AgentFacts
 from services.agent.outgoing import open_envelope
 from services.agent.records import Record
@@ -106,7 +106,7 @@ class Publisher:
     async def _attempt(self, record: Record) -> Outcome:
         envelope = open_envelope(record)
         try:
-            await self._context.bus.publish(SAMPLES, envelope.key, envelope.message())
+            await self._context.bus.publish(INTAKE, envelope.key, envelope.message())
         except Refused as error:
             log.error("message refused", message=envelope.message_id, reason=str(error))
             return self._failed(Outcome.REFUSED)

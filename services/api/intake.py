@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge
 from schemas.events import EVENT_JSON, AgentStatus, encode_status
 from schemas.layouts import Series
 from schemas.samples import SAMPLES_MSGPACK, UNSPOOLED, SampleMessage, encode, present_labels
-from schemas.topology import EVENTS, PARTITION_HEADER, SAMPLES, sample_key
+from schemas.topology import EVENTS, INTAKE, PARTITION_HEADER, sample_key
 from services.api.assembly import SAMPLES_AT_ONCE, Part, assemble, portions
 from services.api.placement import Placement, Recalled, Source, SourceKey
 from services.api.remote_write import Samples, Unusual, decompress, read
@@ -198,7 +198,7 @@ class Intake:
         source = message.source
         headers = {PARTITION_HEADER: source["instance"]}
         await self._bus.publish(
-            SAMPLES,
+            INTAKE,
             sample_key(source["job"], source["instance"]),
             Message(encode(message), SAMPLES_MSGPACK, message.message_id, headers),
         )

@@ -20,7 +20,7 @@ from services.database import ERRORS, Pool, open_pool, wait_for_schema
 from services.frames import PLANS, Reader
 from services.runtime import Context, Health, bind, unless_stopping, wait_for_topology
 
-NEEDS = Topology(exchanges=(Exchange(SAMPLES, "fanout"), Exchange(ALERTS, "topic")))
+NEEDS = Topology(exchanges=(Exchange(SAMPLES, "topic"), Exchange(ALERTS, "topic")))
 
 GRACE_S = 2
 """Open requests get this long after the stop; streams end at once by themselves."""

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from schemas.layouts import Series
-from schemas.topology import ALERTS, SAMPLES, topology
+from schemas.topology import ALERTS, INTAKE, topology
 from schemas.transitions import (
     TRANSITION_JSON,
     AlertState,
@@ -335,7 +335,7 @@ async def publish_samples(bus: Bus, *rows: list[float], instance: str) -> None:
         bus.consume("evaluate.0", prefetch=1) as evaluate,
         asyncio.TaskGroup() as group,
     ):
-        group.create_task(bus.publish(SAMPLES, f"node.{instance}", bus_message(message)))
+        group.create_task(bus.publish(INTAKE, f"node.{instance}", bus_message(message)))
         await ingest.ack([await ingest.receive()])
         await evaluate.ack([await evaluate.receive()])
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from schemas.topology import INGEST_QUEUE, SAMPLES, topology
+from schemas.topology import INGEST_QUEUE, INTAKE, topology
 from services.bus import Bus, Message, Unavailable
 from services.bus_rabbit import rabbit_bus
 
@@ -61,7 +61,7 @@ async def test_messages_pass_over_tls(broker_url: str, tmp_path: Path) -> None:
             await declare(bus)
             async with bus.consume(INGEST_QUEUE, prefetch=10) as consumer:
                 sent = [Message(BODY, "text/plain", str(n), {"instance": "a"}) for n in range(20)]
-                await asyncio.gather(*(bus.publish(SAMPLES, "job.a", one) for one in sent))
+                await asyncio.gather(*(bus.publish(INTAKE, "job.a", one) for one in sent))
                 for one in sent:
                     delivery = await consumer.receive()
                     assert delivery.message == one

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from schemas.samples import SampleMessage
-from schemas.topology import DEAD_QUEUE, SAMPLES
+from schemas.topology import DEAD_QUEUE, INTAKE
 from services.bus import Bus, Unavailable
 from services.bus_rabbit import rabbit_bus
 from services.clock import now_us
@@ -41,7 +41,7 @@ async def publish(bus: Bus, message: SampleMessage) -> None:
     """As an agent does: the same message again until it is confirmed."""
     while True:
         try:
-            await bus.publish(SAMPLES, "node.host", bus_message(message))
+            await bus.publish(INTAKE, "node.host", bus_message(message))
             return
         except Unavailable:
             await asyncio.sleep(0.1)

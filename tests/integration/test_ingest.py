@@ -11,7 +11,7 @@ from engine.promql import Matcher, MatchOp
 from schemas.events import AgentStatus, encode_status
 from schemas.layouts import Series
 from schemas.samples import SAMPLES_MSGPACK
-from schemas.topology import DEAD_QUEUE, EVENTS, SAMPLES, topology
+from schemas.topology import DEAD_QUEUE, EVENTS, INTAKE, topology
 from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
 from services.bus import Bus, Message
 from services.bus_memory import memory_bus
@@ -154,9 +154,9 @@ async def test_the_service_stores_and_refuses_one_message_at_a_time(
         other = group.create_task(drain(bus, "evaluate.0"))
         async with asyncio.timeout(20):
             await asyncio.gather(
-                bus.publish(SAMPLES, "node.host-1", bus_message(sample_message([1.0, 2.0]))),
-                bus.publish(SAMPLES, "node.host-1", bad),
-                bus.publish(SAMPLES, "node.host-1", bus_message(sample_message([3.0, 4.0], seq=1))),
+                bus.publish(INTAKE, "node.host-1", bus_message(sample_message([1.0, 2.0]))),
+                bus.publish(INTAKE, "node.host-1", bad),
+                bus.publish(INTAKE, "node.host-1", bus_message(sample_message([3.0, 4.0], seq=1))),
             )
             status = AgentStatus(
                 state="started",

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from schemas.topology import INGEST_QUEUE, SAMPLES, Binding, Exchange, Queue, Topology
+from schemas.topology import INGEST_QUEUE, INTAKE, Binding, Exchange, Queue, Topology
 from services.agent import publisher as publisher_module
 from services.agent.collectors import AgentFacts, gauge
 from services.agent.columns import Layout
@@ -30,9 +30,9 @@ from tests.processes import eventually
 
 SOURCE = {"job": "node", "instance": "host-1"}
 ONLY_INGEST = Topology(
-    exchanges=(Exchange(SAMPLES, "fanout"),),
+    exchanges=(Exchange(INTAKE, "fanout"),),
     queues=(Queue(INGEST_QUEUE),),
-    bindings=(Binding(SAMPLES, INGEST_QUEUE),),
+    bindings=(Binding(INTAKE, INGEST_QUEUE),),
 )
 
 

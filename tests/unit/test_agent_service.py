@@ -26,7 +26,7 @@ from schemas.topology import (
     EVENTS,
     FLEET_QUEUE,
     INGEST_QUEUE,
-    SAMPLES,
+    INTAKE,
     Binding,
     Exchange,
     Queue,
@@ -44,9 +44,9 @@ from services.runtime import Context, Unable
 from tests.processes import eventually
 
 SMALL = Topology(
-    exchanges=(Exchange(SAMPLES, "fanout"), Exchange(EVENTS, "topic")),
+    exchanges=(Exchange(INTAKE, "fanout"), Exchange(EVENTS, "topic")),
     queues=(Queue(INGEST_QUEUE), Queue(FLEET_QUEUE)),
-    bindings=(Binding(SAMPLES, INGEST_QUEUE), Binding(EVENTS, FLEET_QUEUE, key="agent.#")),
+    bindings=(Binding(INTAKE, INGEST_QUEUE), Binding(EVENTS, FLEET_QUEUE, key="agent.#")),
 )
 
 
@@ -65,7 +65,7 @@ class Received:
 
     def take(self, delivery: Delivery) -> None:
         self.keys.add(delivery.routing_key)
-        if delivery.exchange == SAMPLES:
+        if delivery.exchange == INTAKE:
             body, content_type = delivery.message.body, delivery.message.content_type
             self.samples.append(decode(body, content_type))
         else:

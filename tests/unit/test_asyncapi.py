@@ -91,6 +91,7 @@ TRANSITION = Transition.model_validate(MESSAGES["transition"]["examples"][0]["pa
 @pytest.mark.parametrize(
     ("channel", "words", "key"),
     [
+        ("intake", {"job": "node", "instance": "web-1"}, topology.sample_key("node", "web-1")),
         ("samples", {"job": "node", "instance": "web-1"}, topology.sample_key("node", "web-1")),
         ("evaluate", {"job": "node", "instance": "web-1"}, topology.sample_key("node", "web-1")),
         ("events", {"kind": "agent", "instance": "web-1", "name": "status"}, STATUS.routing_key),

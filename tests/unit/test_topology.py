@@ -78,10 +78,11 @@ def test_every_partition_has_a_queue_that_one_consumer_at_a_time_reads(partition
 
 
 def test_samples_go_to_ingest_and_to_the_partitions() -> None:
-    fed = {one for one in topology().bindings if one.exchange == broker.SAMPLES}
+    fed = {one for one in topology().bindings if one.exchange == broker.INTAKE}
     assert fed == {
-        Binding(broker.SAMPLES, broker.INGEST_QUEUE),
-        Binding(broker.SAMPLES, broker.EVALUATE, to_exchange=True),
+        Binding(broker.INTAKE, broker.INGEST_QUEUE),
+        Binding(broker.INTAKE, broker.EVALUATE, to_exchange=True),
+        Binding(broker.INTAKE, broker.SAMPLES, to_exchange=True),
     }
 
 
