@@ -91,7 +91,7 @@ def requests(end_s: float) -> list[Hostile]:
         query("a heavy label_replace",
               f'label_replace({every}, "a", "$1$1", "instance", "(.*)(.*)")'),
         query("a subquery of milliseconds", "max_over_time(node_load1[1m:1ms])"),
-        query("samples of 50,000 series", f"{every}[1m]"),
+        query("samples of thousands of series", "node_cpu_seconds_total[5m]"),
         ranged("50,000 series over time", every),
         ranged("a quantile over windows", "quantile_over_time(0.5, node_cpu_seconds_total[5m])"),
         Hostile("format_query", "/api/v1/format_query",
@@ -108,6 +108,9 @@ def requests(end_s: float) -> list[Hostile]:
         Hostile("remote write, new series", "/api/v1/write", body=compressed(b"".join(
             time_series(encode_labels({"__name__": f"m{n}", "instance": "i", "job": "j"}),
                         encode_sample(1.0, now_ms)) for n in range(20_000)))),
+        Hostile("remote write, a bomb", "/api/v1/write", body=compressed(time_series(
+            encode_labels({"__name__": "b", "instance": "i", "job": "j", "long": "x" * 20_000_000}),
+            encode_sample(1.0, now_ms)))),
         Hostile("remote write, samples of one series", "/api/v1/write", body=compressed(
             time_series(labels, b"".join(encode_sample(1.0, now_ms - n) for n in range(500_000))))),
     ]  # fmt: skip

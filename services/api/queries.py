@@ -76,7 +76,8 @@ async def query_exemplars(request: Request, state: Shared) -> Response:
     return success([])
 
 
-@explain_router.api_route("/explain", methods=GET_OR_FORM)
+@explain_router.get("/explain")
+@explain_router.post("/explain")
 async def explain(request: Request, state: Shared) -> explaining.Explanation:
     """What an expression reads and costs. It takes what `query` takes, or `query_range`."""
     given = await Parameters.of(request)

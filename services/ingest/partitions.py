@@ -67,7 +67,7 @@ async def _drop_if_empty(pool: Pool, partition: Partition) -> bool:
     size = f"pg_relation_size('{partition.name}')"
     empty = f"""select case when {size} <= {EMPTY_BYTES}
                        then not exists (select from {partition.name}) else false end"""
-    if await pool.fetchval(f"select {size}") > EMPTY_BYTES:  # what was deleted, as a rule
+    if await pool.fetchval(f"select {size} > {EMPTY_BYTES}"):  # what was deleted, as a rule
         await pool.execute(f"vacuum {partition.name}", timeout=VACUUM_TIMEOUT_S)
     if not await pool.fetchval(empty):
         return False
