@@ -11,7 +11,7 @@ from engine.promql import Matcher
 from engine.promql.blocks import Labels
 from engine.promql.ordering import in_order
 from services.api import labels
-from services.api.envelope import limited, listed, success, success_pieces
+from services.api.envelope import limited, listed, mapped, success_pieces
 from services.api.errors import BadData, Unprocessable
 from services.api.evaluating import Check, bounded
 from services.api.metadata import MAX_METADATA, Described, catalogue, family_of, series_of
@@ -86,8 +86,12 @@ async def _united(
     async with bounded(state.settings), state.reader.snapshot() as now:
         for matchers in selectors_of(given) or [()]:
             texts |= await found(now, matchers)
-    shown, warnings = limited(sorted(texts), limit)
-    return success(shown, warnings)
+
+    def present(_: Check) -> list[bytes]:
+        shown, warnings = limited(in_order(texts), limit)
+        return success_pieces(listed(shown), warnings)
+
+    return state.outgoing.response(await state.turns.compute(present))
 
 
 @router.get("/metadata")
@@ -96,13 +100,19 @@ async def metadata(request: Request, state: Shared) -> Response:
     given = await Parameters.of(request)
     metric, most = given.first("metric"), given.natural("limit_per_metric")
     known = await catalogue(state.pool, [metric] if metric else None)
-    shown = [(name, told) for name, told in known.items() if metric in (None, name)]
-    return success(
-        {
-            name: [one._asdict() for one in told[: most or None]]
-            for name, told in shown[: given.limit() or None]
-        }
-    )
+
+    def present(_: Check) -> list[bytes]:
+        shown = (one for one in known.items() if metric in (None, one[0]))
+        return success_pieces(
+            mapped(
+                [
+                    (name, [one._asdict() for one in told[: most or None]])
+                    for name, told in islice(shown, given.limit() or None)
+                ]
+            )
+        )
+
+    return state.outgoing.response(await state.turns.compute(present))
 
 
 BY_TARGET = """

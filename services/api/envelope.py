@@ -1,6 +1,6 @@
 """Answers in the envelope of Prometheus' HTTP API."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -12,9 +12,9 @@ from services.api.outgoing import JSON
 _to_json = msgspec.json.Encoder().encode
 
 
-def success(data: Any, warnings: Sequence[str] = ()) -> Response:
-    """`data` as an answer, with what the reader should know of it."""
-    return Response(b"".join(success_pieces([_to_json(data)], warnings)), media_type=JSON)
+def success(data: Any) -> Response:
+    """`data` as an answer."""
+    return Response(b"".join(success_pieces([_to_json(data)])), media_type=JSON)
 
 
 def success_pieces(
@@ -32,10 +32,20 @@ def success_pieces(
 def listed(items: Sequence[Any]) -> list[bytes]:
     """The JSON of a long list, made a part at a time: the JSON library lets no other thread work
     meanwhile."""
-    parts = [
-        _to_json(items[begin : begin + AT_ONCE])[1:-1] for begin in range(0, len(items), AT_ONCE)
-    ]
-    return [b"[", *islice(chain.from_iterable((b",", part) for part in parts), 1, None), b"]"]
+    return [b"[", *_parts(items, list), b"]"]
+
+
+def mapped(items: Sequence[tuple[str, Any]]) -> list[bytes]:
+    """The JSON of a large object, as `listed`."""
+    return [b"{", *_parts(items, dict), b"}"]
+
+
+def _parts(items: Sequence[Any], container: Callable[[Any], Any]) -> Iterator[bytes]:
+    parts = (
+        _to_json(container(items[begin : begin + AT_ONCE]))[1:-1]
+        for begin in range(0, len(items), AT_ONCE)
+    )
+    return islice(chain.from_iterable((b",", part) for part in parts), 1, None)
 
 
 AT_ONCE = 4096

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from engine.promql.blocks import NAME, Columns, Labels
+from engine.promql.blocks import NAME, Labels
 from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher
 from services.clock import clamped
 from services.database import Connection
-from services.series_lookup import Catalogue, Match, metrics
+from services.series_lookup import Catalogue, Match, aside, metrics
 
 EVER = (0, 2**62)
 
@@ -45,10 +45,10 @@ async def series(
     Raises QueryError past `max_series`.
     """
     found = await _matches(connection, catalogue, matchers, range_us, max_series)
-    count = sum(len(one.places) for one in found)
+    count = _size(found)
     if count > max_series:
         raise QueryError(f"{count} series match; at most {max_series}")
-    return [labels for one in found for labels in one.labels()]
+    return await aside(count, lambda: [labels for one in found for labels in one.labels()])
 
 
 async def names(
@@ -63,8 +63,9 @@ async def names(
         rows = [row for one in statements for row in await connection.fetch(one)]
         return {NAME, *(row["name"] for row in rows)} if rows else set()
     found = await _matches(connection, catalogue, matchers, range_us, None)
-    own = (shape[place] for shape, places in _own(found) for place in places)
-    return {name for labels in (*_sources(found), *own) for name in labels}
+    return await aside(
+        _size(found), lambda: {name for labels in _label_sets(found) for name in labels}
+    )
 
 
 async def values(
@@ -79,19 +80,24 @@ async def values(
         if name == NAME:
             return set(await metrics(connection))
         statements = (VALUES_OF_SOURCES, VALUES_OF_SHAPES)
-        return {row["value"] for one in statements for row in await connection.fetch(one, name)}
+        rows = [row for one in statements for row in await connection.fetch(one, name)]
+        return await aside(len(rows), lambda: {row["value"] for row in rows})
     found = await _matches(connection, catalogue, matchers, range_us, None)
-    own = (shape[place] for shape, places in _own(found) for place in places)
-    return {labels[name] for labels in (*_sources(found), *own) if name in labels}
+    return await aside(
+        _size(found),
+        lambda: {labels[name] for labels in _label_sets(found) if name in labels},
+    )
 
 
-def _sources(found: Iterable[Match]) -> Iterable[Labels]:
-    return {one.candidate["layout_id"]: one.source.labels for one in found}.values()
+def _size(found: Iterable[Match]) -> int:
+    return sum(len(one.places) for one in found)
 
 
-def _own(found: Iterable[Match]) -> set[tuple[Columns, tuple[int, ...]]]:
-    """Shapes and places, each once: hosts that expose the same share them."""
-    return {(one.shape, one.places) for one in found}
+def _label_sets(found: Iterable[Match]) -> Iterable[Labels]:
+    """Those of sources, and series' own; each once, as hosts that expose the same share them."""
+    yield from {one.candidate["layout_id"]: one.source.labels for one in found}.values()
+    for shape, places in {(one.shape, one.places) for one in found}:
+        yield from (shape[place] for place in places)
 
 
 async def _matches(

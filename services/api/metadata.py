@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from asyncpg import Record
 
+from engine.promql.ordering import in_order
 from services.database import Connection, Pool
+from services.series_lookup import aside
 
 MAX_METADATA = 100_000
 """Metrics of one answer."""
@@ -61,13 +63,20 @@ Catalogue = dict[str, list[Described]]
 async def catalogue(connection: Connection | Pool, metrics: Collection[str] | None) -> Catalogue:
     """What is known of these metrics and of families that they may be of; of all for None."""
     names = None if metrics is None else sorted({n for one in metrics for n in _names(one)})
+    told = await connection.fetch(TOLD, names, CURRENT)
+    shapes = await connection.fetch(OF_SHAPES, names, MAX_METADATA)
+    return await aside(len(told) + len(shapes), lambda: _catalogue(told, shapes))
+
+
+def _catalogue(told: Iterable[Record], shapes: Iterable[Record]) -> Catalogue:
     found: Catalogue = {}
-    for row in await connection.fetch(TOLD, names, CURRENT):
+    for row in told:
         found.setdefault(row["metric"], []).append(_described(row))
-    for row in await connection.fetch(OF_SHAPES, names, MAX_METADATA):
+    for row in shapes:
         if family_of(row["metric"], found) is None:
             found[_family(row["metric"], row["type"])] = [_described(row)]
-    return dict(sorted(found.items())[:MAX_METADATA])
+    names = in_order(found)
+    return {name: found[name] for name in names[:MAX_METADATA]}
 
 
 def family_of(metric: str, known: Catalogue) -> tuple[str, Described] | None:

@@ -1,4 +1,4 @@
-"""Long lists are written a part at a time, and come out the same."""
+"""Long lists and objects are written a part at a time, and come out the same."""
 
 import json
 from collections.abc import Iterator
@@ -20,5 +20,12 @@ def in_small_parts() -> Iterator[None]:
 @given(st.lists(st.dictionaries(st.text(), st.text())))
 def test_a_long_list_is_written_as_one(items: list[dict[str, str]]) -> None:
     pieces = envelope.listed(items)
+    assert json.loads(b"".join(pieces)) == items
+    assert len(pieces) >= len(items) // 3
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_a_large_object_is_written_as_one(items: dict[str, str]) -> None:
+    pieces = envelope.mapped(list(items.items()))
     assert json.loads(b"".join(pieces)) == items
     assert len(pieces) >= len(items) // 3
