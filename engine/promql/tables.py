@@ -126,10 +126,11 @@ def united(table: Table) -> Table:
 
 
 def _same(columns: Columns) -> list[Indexes]:
-    """Positions of equal label sets, grouped; nothing where all differ."""
-    places: dict[frozenset[tuple[str, str]], list[int]] = {}
-    for position, identity in enumerate(columns.identities()):
-        places.setdefault(identity, []).append(position)
+    """Positions of equal label sets, grouped; nothing where all differ. What loses its name in the
+    end differs from what keeps it."""
+    places: dict[tuple[frozenset[tuple[str, str]], bool], list[int]] = {}
+    for position, (identity, one) in enumerate(zip(columns.identities(), columns, strict=True)):
+        places.setdefault((identity, isinstance(one, Unnamed)), []).append(position)
     if len(places) == len(columns):
         return []
     return [np.array(members, dtype=np.intp) for members in places.values()]

@@ -223,6 +223,10 @@ def test_vectors_match_on_listed_labels() -> None:
     assert instant(f"{one} > on(host) cpus", 10, SIZES) == {"{host=a}": 10.0}
 
 
+def test_what_steps_in_for_a_series_that_a_comparison_took_away_keeps_its_name() -> None:
+    assert instant("abs(cpus) > 1e9 or cpus", 10, SIZES) == instant("cpus", 10, SIZES)
+
+
 def test_a_match_that_is_not_unique_is_an_error() -> None:
     with pytest.raises(QueryError, match="many-to-one matching must be explicit"):
         instant("free * on(host) cpus", 10, SIZES)
