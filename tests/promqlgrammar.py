@@ -1,9 +1,10 @@
 """Random expressions over the metrics `gauge`, `counter`, `other` (host, disk), `cpus` (host) and
 `h_bucket` (host, le), from what Prometheus 2.42 knows already.
 
-Chosen so that rounding decides nothing: no selection or comparison of what was computed in several
-steps, no choice among equal values; no window with a sample on its edge, where Prometheus 2
-(closed) and 3 (open) differ, if samples stand at multiples of 10 s and the question does not.
+Chosen so that rounding decides nothing: no selection, counting or comparison of what was computed
+in several steps, nor a function of it that makes errors greater; no choice among equal values; no
+window with a sample on its edge, where Prometheus 2 (closed) and 3 (open) differ, if samples stand
+at multiples of 10 s and the question does not.
 """
 
 import re
@@ -16,12 +17,16 @@ MATCHINGS = ["", " on (host)", " on (host, disk)", " ignoring (disk)"]
 RANGES = ["35s", "65s", "245s"]
 OVER_TIME = [
     *(f"{op}_over_time" for op in ("avg", "min", "max", "sum", "count", "last", "present")),
-    *("stddev_over_time", "stdvar_over_time", "delta", "idelta", "changes", "resets", "deriv"),
+    *("stddev_over_time", "stdvar_over_time", "delta", "idelta", "deriv"),
 ]
-ELEMENTWISE = [
-    *("abs", "ceil", "floor", "round", "-", "sgn", "exp", "ln", "log2", "log10", "sqrt"),
+COUNTING = ["changes", "resets"]
+"""What counts samples that differ: of computed ones the last bit would decide."""
+EVEN = ["abs", "-", "rad", "timestamp", "sort", "sort_desc"]
+"""Functions of each value that make a rounding error no greater."""
+UNEVEN = [
+    *("ceil", "floor", "round", "sgn", "exp", "ln", "log2", "log10", "sqrt", "deg"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh"),
-    *("atanh", "deg", "rad", "timestamp", "sort", "sort_desc"),
+    "atanh",
 ]
 DATES = [
     *("minute", "hour", "month", "year", "day_of_week", "day_of_month", "day_of_year"),
@@ -82,9 +87,12 @@ def windowed(rng: Random, depth: int) -> str:
     window = f"{name}{matchers(rng)}[{rng.choice(RANGES)}]{shift(rng)}"
     if counter:
         return f"{rng.choice(['rate', 'increase', 'irate'])}({window})"
+    counting = rng.random() < 0.12
     if rng.random() < 0.4:
-        inner = vector(rng, depth + 2)
+        inner = selector(rng) if counting else vector(rng, depth + 2)
         window = f"({inner})[{rng.choice(['65s:10s', '185s:20s'])}]{shift(rng)}"
+    if counting:
+        return f"{rng.choice(COUNTING)}({window})"
     roll = rng.random()
     if roll < 0.1:
         return f"quantile_over_time({rng.choice(['0.5', '0.9', '-1', '2'])}, {window})"
@@ -147,11 +155,13 @@ def of_each(rng: Random, depth: int) -> str:
         return f"vector(scalar({inner}))"
     if roll < 0.3:
         return rng.choice(
-            [f"clamp({inner}, -1, 1)", f"clamp_min({inner}, 0)", f"round({inner}, 0.5)"]
+            [f"clamp({inner}, -1, 1)", f"clamp_min({inner}, 0)", f"round({selector(rng)}, 0.5)"]
         )
     if roll < 0.4:
         return f"{rng.choice(DATES)}({selector(rng)} * 86401.5)"  # what NaN gives hangs on the CPU
-    return f"{rng.choice(ELEMENTWISE)}({inner})"
+    if roll < 0.7:
+        return f"{rng.choice(UNEVEN)}({selector(rng)})"
+    return f"{rng.choice(EVEN)}({inner})"
 
 
 def relabelled(rng: Random, depth: int) -> str:
