@@ -149,11 +149,11 @@ def write(url: str, series: Sequence[Sampled]) -> None:
 
 
 class Memory:
-    """The samples as blocks: the engine's store."""
+    """The samples as blocks: the engine's store. first_s: when the first were taken."""
 
-    def __init__(self, series: Sequence[Sampled]) -> None:
+    def __init__(self, series: Sequence[Sampled], first_s: int = FIRST_S) -> None:
         self.columns = Columns([labels for labels, _ in series])
-        self.at = (FIRST_S + STEP_S * np.arange(STEPS)) * SECOND_US
+        self.at = (first_s + STEP_S * np.arange(STEPS)) * SECOND_US
         self.values = np.array([values for _, values in series]).T
 
     def __getitem__(self, select: Select) -> list[Block]:

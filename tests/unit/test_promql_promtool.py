@@ -12,13 +12,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from engine.promql import Block, Columns, QueryError, Vector, parse
+from engine.promql import QueryError, Vector, parse
 from schemas.values import ABSENT, STALE
 from tests import promqlgrammar
-from tests.promqljudge import SECOND_US, STEP_S, STEPS, Sampled, samples
-from tests.unit.test_promql_engine import Store
+from tests.promqljudge import SECOND_US, STEP_S, STEPS, Memory, Sampled, samples
 
 CASES = int(os.environ.get("VERVET_TEST_PROMTOOL_CASES", "1000"))
 SEED = int(os.environ.get("VERVET_TEST_SEED", "20"))
@@ -34,15 +31,11 @@ def test_answers_agree_with_promtool(promtool: Path, tmp_path: Path) -> None:
         for _ in range(CASES)
     ]
     theirs = asked(promtool, tmp_path, series, cases)
-    columns = Block(
-        Columns([labels for labels, _ in series]),
-        np.arange(STEPS) * STEP_S * SECOND_US,
-        np.array([values for _, values in series]).T,
-    )
+    memory = Memory(series, first_s=0)
     answered = 0
     for (text, at_s), expected in zip(cases, theirs, strict=True):
         context = f"{text} at {at_s}"
-        found = ours(text, at_s, columns)
+        found = ours(text, at_s, memory)
         if isinstance(found, str) and "multiple matches" in found:
             continue  # counted before a comparison filters, in Prometheus 3
         if isinstance(expected, str) and "same labelset" in expected:
@@ -59,9 +52,9 @@ def test_answers_agree_with_promtool(promtool: Path, tmp_path: Path) -> None:
     assert answered > CASES / 3
 
 
-def ours(text: str, at_s: int, columns: Block) -> Answer | str:
+def ours(text: str, at_s: int, memory: Memory) -> Answer | str:
     try:
-        result = parse(text).instant(at_s * SECOND_US, Store(columns))
+        result = parse(text).instant(at_s * SECOND_US, memory)
     except QueryError as error:
         return str(error)
     assert isinstance(result, Vector)

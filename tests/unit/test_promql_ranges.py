@@ -7,8 +7,7 @@ import pytest
 
 from engine.promql import QueryError, Vector, parse
 from tests import promqlgrammar
-from tests.unit.test_promql_engine import SECOND, Store, block
-from tests.unit.test_promql_promtool import STEP_S, STEPS, random_series
+from tests.promqljudge import SECOND_US, Memory, samples
 
 START_S, END_S, EVERY_S = 43, 563, 65
 CASES = 300
@@ -16,8 +15,8 @@ CASES = 300
 Answer = dict[tuple[frozenset[tuple[str, str]], int], float]
 
 
-def by_range(text: str, store: Store) -> Answer:
-    matrix = parse(text).range(START_S * SECOND, END_S * SECOND, EVERY_S * SECOND, store)
+def by_range(text: str, store: Memory) -> Answer:
+    matrix = parse(text).range(START_S * SECOND_US, END_S * SECOND_US, EVERY_S * SECOND_US, store)
     return {
         (frozenset(labels.items()), int(at)): float(value)
         for labels, ats, values in matrix.series()
@@ -25,9 +24,9 @@ def by_range(text: str, store: Store) -> Answer:
     }
 
 
-def by_instants(text: str, store: Store) -> Answer:
+def by_instants(text: str, store: Memory) -> Answer:
     found: Answer = {}
-    for at in range(START_S * SECOND, END_S * SECOND + 1, EVERY_S * SECOND):
+    for at in range(START_S * SECOND_US, END_S * SECOND_US + 1, EVERY_S * SECOND_US):
         result = parse(text).instant(at, store)
         assert isinstance(result, Vector)
         for labels, value in zip(result.labels, result.values, strict=True):
@@ -35,7 +34,7 @@ def by_instants(text: str, store: Store) -> Answer:
     return found
 
 
-def answer(text: str, store: Store, way: object) -> Answer | None:
+def answer(text: str, store: Memory, way: object) -> Answer | None:
     """None where the answer is an error."""
     try:
         return way(text, store)  # type: ignore[operator,no-any-return]
@@ -46,7 +45,7 @@ def answer(text: str, store: Store, way: object) -> Answer | None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_range_query_is_its_instants(seed: int) -> None:
     rng = random.Random(seed)
-    store = Store(block(range(0, STEPS * STEP_S, STEP_S), random_series(rng)))
+    store = Memory(samples(seed), first_s=0)
     answered = 0
     for _ in range(CASES // 3):
         text = promqlgrammar.expression(rng)
