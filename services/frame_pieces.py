@@ -11,34 +11,12 @@ from schemas.values import ABSENT, ABSENT_BITS
 from services import sealed
 from services.cells import from_stored
 from services.clock import POSTGRES_EPOCH_US
-from services.recent import Recent
 from services.unsealing import Group, unseal_groups
 
 GAP = 4
 """Groups of columns that nobody asked for and that are sent nevertheless, to save a row."""
 
-MAX_KNOWN_INSTANTS = MAX_KNOWN_VALUES = 1_000_000
-"""Instants, and values, that a process remembers, twice over: 8 bytes each, and what is stored."""
-
-MAX_KNOWN_AT_ONCE = 50_000
-"""A read of more values, a week of a series each 15 s, neither looks for them nor leaves them: it
-would drive out what many small ones come back to."""
-
 _ARRAY_HEADER_BYTES = 20
-
-
-class Known:
-    """Columns of blocks that were restored lately, by what they are stored as: a panel that is
-    refreshed, or another function of the same series, finds nearly all of its history here."""
-
-    def __init__(self) -> None:
-        self.instants: Restored = Recent(MAX_KNOWN_INSTANTS)
-        self.values: Restored = Recent(MAX_KNOWN_VALUES)
-
-
-Restored = Recent[tuple[bytes, int, bytes], Floats]
-"""By data, rows (even steps are the same bytes, however many rows they are of), and which columns.
-"""
 
 
 class Piece(NamedTuple):
@@ -131,7 +109,7 @@ class History(NamedTuple):
     columns: int
 
 
-def sealed_pieces(histories: Sequence[History], known: Known) -> list[Piece]:
+def sealed_pieces(histories: Sequence[History]) -> list[Piece]:
     """One piece of each history; all are decompressed together. Raises Invalid."""
     pieces = [_room(one) for one in histories]
     groups: list[Group] = []
@@ -144,11 +122,10 @@ def sealed_pieces(histories: Sequence[History], known: Known) -> list[Piece]:
             for group, places in _groups(hour, history.width):
                 groups.append(group)
                 targets.append((hours_columns, places))
-    cells = sum(piece.values.size for piece in pieces)
-    for place, values in _restored(groups, known.values if cells <= MAX_KNOWN_AT_ONCE else None):
+    for place, values in unseal_groups(groups):
         target, places = targets[place]
         target[places] = values
-    _fill_instants(histories, pieces, known.instants)
+    _fill_instants(histories, pieces)
     return pieces
 
 
@@ -168,11 +145,11 @@ def _groups(hour: SealedHour, width: int) -> Iterator[tuple[Group, slice | Index
             yield Group(packed, hour.rows, size, inside), places
 
 
-def _fill_instants(histories: Sequence[History], pieces: Sequence[Piece], known: Restored) -> None:
+def _fill_instants(histories: Sequence[History], pieces: Sequence[Piece]) -> None:
     """Layouts of one host have the same instants as a rule: these are decompressed once."""
     keys = list({(hour.at, hour.rows) for history in histories for hour in history.hours})
     groups = [Group(at, rows, 1, _FIRST) for at, rows in keys]
-    found = {keys[place]: values.view(np.int64)[0] for place, values in _restored(groups, known)}
+    found = {keys[place]: values.view(np.int64)[0] for place, values in unseal_groups(groups)}
     for history, piece in zip(histories, pieces, strict=True):
         if history.hours:
             every = [found[hour.at, hour.rows] for hour in history.hours]
@@ -180,29 +157,6 @@ def _fill_instants(histories: Sequence[History], pieces: Sequence[Piece], known:
 
 
 _FIRST = np.zeros(1, np.intp)
-
-
-def _restored(groups: Sequence[Group], known: Restored | None) -> Iterator[tuple[int, Floats]]:
-    """`unseal_groups`, or what is known of them."""
-    if known is None:
-        yield from unseal_groups(groups)
-        return
-    unknown = []
-    for place, group in enumerate(groups):
-        key = (group.data, group.rows, group.only.tobytes())
-        values = known.get(key, _size)
-        if values is None:
-            unknown.append((place, key))
-        else:
-            yield place, values
-    for number, values in unseal_groups([groups[place] for place, _ in unknown]):
-        place, key = unknown[number]
-        known.put(key, values.copy(), values.size)  # it is part of what many were restored into
-        yield place, values
-
-
-def _size(values: Floats) -> int:
-    return values.size
 
 
 def joined(old: Piece, head: Iterable[Piece]) -> Piece:

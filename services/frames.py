@@ -19,9 +19,9 @@ from engine.promql.errors import QueryError
 from engine.promql.matchers import Matcher
 from engine.promql.reading import Select
 from engine.promql.rollups import LASTS
-from services import clock, rollup_reading, sample_reading
+from services import clock, rollup_reading
 from services.database import Connection, Pool
-from services.frame_pieces import Known, Piece, block, joined
+from services.frame_pieces import Piece, block, joined
 from services.rollup_pieces import FINE, numbers, points_of
 from services.rollup_reading import (
     Floors,
@@ -31,7 +31,16 @@ from services.rollup_reading import (
     read_floors,
     sealed_until,
 )
-from services.sample_reading import COUNT, SAMPLES, Wanted, arguments_of, wanted_of
+from services.sample_reading import (
+    COUNT,
+    PLACES,
+    SAMPLES,
+    Known,
+    Reading,
+    Wanted,
+    arguments_of,
+    wanted_of,
+)
 from services.selections import Matchers, Selection, Selections
 from services.series_lookup import Catalogue, Selected
 
@@ -134,7 +143,8 @@ class Snapshot:
         """Has the server plan the statement that reads samples, which takes ten times as long as to
         answer it, before anybody waits for that."""
         nothing = [wanted_of(Selected(0, 1, np.zeros(1, np.intp), NO_COLUMNS))]
-        await self._samples(Selection(nothing, arguments_of(nothing), 0, None), 0, 1)
+        selection = Selection(nothing, arguments_of(nothing), 0, None)
+        await self._samples(selection, Reading(nothing, 0, 1, self._reader.known), 0, 1)
 
     async def read_select(self, select: Select) -> list[Block]:
         """`read` of what a query selects."""
@@ -181,20 +191,20 @@ class Snapshot:
         if parts:
             await self.begin()
         key = (matchers, max(start_us, floors.raw_us), end_us)
-        rows = [] if key in self._pieces else await self._samples(selection, *key[1:])
+        reading = Reading(wanted, *key[1:], self._reader.known)
+        if key not in self._pieces:
+            reading.rows = await self._samples(selection, reading, *key[1:])
         dropped = self._floors_seen not in (None, assumed) and start_us < self._floors_seen.raw_us
         if dropped or not await self._still_selected(matchers, selection):
             # Something was dropped, or registered, since a reader last looked.
             return await self.read(matchers, start_us, end_us, column, window_us, grid_us)
-        self._count(rows, wanted)
+        self._count(reading.rows, wanted)
         old = [(part, await self._rollups(part, column, window_us, wanted)) for part in parts]
-
-        known = self._reader.known
 
         def assemble() -> list[Block]:
             stand_ins = rollup_reading.pieces_of(old, column, window_us, wanted)
             if key not in self._pieces:
-                self._pieces[key] = sample_reading.pieces_of(wanted, rows, known)
+                self._pieces[key] = reading.pieces()
             found = []
             for place, piece in enumerate(self._pieces[key]):
                 if column == "counts":
@@ -228,12 +238,15 @@ class Snapshot:
             return True
         return (await self._selection(matchers, checked=False)).same_as(selection)
 
-    async def _samples(self, selection: Selection, start_us: int, end_us: int) -> list[Record]:
+    async def _samples(
+        self, selection: Selection, reading: Reading, start_us: int, end_us: int
+    ) -> list[Record]:
         if start_us >= end_us:
             return []
         start, end = clock.clamped(start_us), clock.clamped(end_us)
         await self._check_size(selection, start, end)
-        rows: list[Record] = await self.connection.fetch(SAMPLES, start, end, *selection.arguments)
+        arguments = *selection.arguments, reading.versions(selection.arguments[PLACES])
+        rows: list[Record] = await self.connection.fetch(SAMPLES, start, end, *arguments)
         floors = {}
         for row in rows:
             if row["place"] < 0 and row["start"] is None:
@@ -246,7 +259,7 @@ class Snapshot:
     def _count(self, rows: Sequence[Record], wanted: Sequence[Wanted]) -> None:
         for row in rows:
             if not row["span"]:
-                tier = "head" if row["start"] is None else "sealed"
+                tier = "head" if row["span"] is None else "sealed"
                 self.samples[tier] += row["rows"] * len(wanted[row["place"]].selected.columns)
         self._check_cells(self.samples.total())
 

@@ -130,6 +130,9 @@ delete from {table} h using unnest($1::int[], $2::timestamptz[]) as hour (layout
 where h.layout_id = hour.layout_id and h.start = hour.start and h.start >= $3 and h.start <= $4
 """
 
+BLOCK_COLUMNS = ("layout_id", "start", "rows", "at", "data", "ends")
+"""Those that are written; the version comes of itself."""
+
 MARK_DAYS = """
 insert into days_due (layout_id, start) select * from unnest($1::int[], $2::timestamptz[])
 on conflict do nothing
@@ -300,10 +303,13 @@ async def _write(connection: Connection, encoded: Encoded) -> None:
             await connection.execute(
                 DELETE_HOURS.format(table=table), *_arguments(encoded.replaced)
             )
-    for table, rows in (("blocks", encoded.blocks), ("rollups_5m", encoded.rollups)):
+    for table, columns, rows in (
+        ("blocks", BLOCK_COLUMNS, encoded.blocks),
+        ("rollups_5m", None, encoded.rollups),
+    ):
         await ensure_partitions(connection, table, encoded.written)
         source: Any = memoryview(rows)  # bytes would be taken for a path
-        await connection.copy_to_table(table, source=source, format="binary")
+        await connection.copy_to_table(table, columns=columns, source=source, format="binary")
     days = sorted({(layout_id, day_of(start_us)) for layout_id, start_us in encoded.written})
     await connection.execute(MARK_DAYS, *_arguments(days)[:2])
 

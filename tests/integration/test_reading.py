@@ -11,6 +11,7 @@ import pytest
 from engine.promql import Block, Matcher, MatchOp, QueryError, matches, parse
 from engine.promql.blocks import Labels, distinct_blocks
 from engine.promql.nodes import Selector
+from schemas.errors import Invalid
 from schemas.layouts import Series
 from schemas.migrations import migrations
 from schemas.samples import SampleMessage
@@ -309,29 +310,58 @@ async def test_a_layout_has_one_columns_object_from_query_to_query(any_pool: Poo
     assert found[0] is found[1]
 
 
-async def test_history_that_is_remembered_is_what_is_stored(any_pool: Pool) -> None:
+async def test_history_that_is_remembered_is_what_is_stored(pool: Pool) -> None:
     series = [Series("m", {"n": str(n)}, "gauge") for n in range(40)]
-    rows = [[1000.0 * row + n for n in range(40)] for row in range(8)]
-    reader, texts = Reader(any_pool), ("m", 'm{n="0"}', 'm{n="1"}', 'm{n=~"3.*"}', 'm{n="39"}')
+    rows = [[1000.0 * row + n for n in range(40)] for row in range(24)]
+    reader, texts = Reader(pool), ("m", 'm{n="0"}', 'm{n="1"}', 'm{n=~"3.*"}', 'm{n="39"}')
+    ranges = [(0, HOUR_US), (0, 4 * HOUR_US), (HOUR_US, 2 * HOUR_US), (HOUR_US // 2, 3 * HOUR_US)]
 
-    async def agrees(late: int) -> None:
-        for text in texts * 2:
-            for end_us in (T0 + 4_000_000, T0 + HOUR_US):
-                async with reader.snapshot() as snapshot:
-                    (block,) = await snapshot.read(selector(text), T0, end_us)
-                (expected,) = await read(any_pool, selector(text), T0, end_us)
+    async def agrees() -> int:
+        samples = 0
+        for text, (start_us, end_us) in [(text, span) for text in texts for span in ranges] * 2:
+            asked = selector(text), T0 + start_us, T0 + end_us
+            async with reader.snapshot() as snapshot:
+                found = await snapshot.read(*asked)
+            for block, expected in zip(found, await read(pool, *asked), strict=True):
                 assert block.at.tolist() == expected.at.tolist()
                 assert block.values.tolist() == expected.values.tolist()
-        assert len(block.at) == 8 + late
+                samples += block.values.size
+        return samples
 
-    await store(any_pool, sample_message(*rows, at_us=T0 + 1, series=series))
-    for late in range(3):
-        await seal_until(any_pool, T0 + HOUR_US)
-        await agrees(late)
-        extra = sample_message(
-            [float(n) for n in range(40)], at_us=T0 + 60_000_000 + late, seq=1 + late, series=series
-        )
-        await store(any_pool, extra)
+    await store(pool, sample_message(*rows, at_us=T0 + 1, step_us=10 * MINUTE_US, series=series))
+    before = await agrees()
+    for hour in (1, 2, 4):
+        await seal_until(pool, T0 + hour * HOUR_US)
+        assert await agrees() == before
+    for late in range(2):
+        extra = [float(n) for n in range(40)]
+        at_us = T0 + HOUR_US + late * MINUTE_US + 7
+        await store(pool, sample_message(extra, at_us=at_us, seq=1 + late, series=series))
+        with_head = await agrees()
+        assert with_head > before
+        await seal_until(pool, T0 + 4 * HOUR_US)
+        assert await agrees() == with_head
+        before = with_head
+    await pool.execute("delete from blocks where start = $1", instant(T0 + HOUR_US))
+    assert await agrees() < before
+
+
+async def test_history_is_sent_once_while_its_hours_stay_as_they_are(any_pool: Pool) -> None:
+    rows = [[1.0 * row, 2.0 * row] for row in range(8)]
+    await store(any_pool, sample_message(*rows, at_us=T0 + 1))
+    await seal_until(any_pool, T0 + HOUR_US)
+    reader, asked = Reader(any_pool), (selector("temperature"), T0, T0 + HOUR_US)
+    found, counted = [], []
+    for _ in range(2):
+        async with reader.snapshot() as snapshot:
+            (block,) = await snapshot.read(*asked)
+            found.append(block.values.tolist())
+            counted.append(dict(snapshot.samples))
+        await any_pool.execute("update blocks set data = 'none that could be read'")
+    assert found[0] == found[1] == rows
+    assert counted == [{"sealed": 16}] * 2
+    with pytest.raises(Invalid):
+        await read(any_pool, *asked)
 
 
 @pytest.mark.parametrize(
@@ -526,8 +556,8 @@ async def test_each_layout_is_read_along_its_key(pool: Pool) -> None:
     for day in range(3):
         await store(pool, sample_message([1.0, 2.0], at_us=T0 - day * DAY_US, seq=day))
     await seal_until(pool, T0 - DAY_US + HOUR_US)
-    types = ", ".join(["timestamptz"] * 2 + ["integer[]"] * 9)
-    given = ", ".join(["'2026-01-01'", "'2027-01-01'"] + ["'{1}'"] * 9)
+    types = ", ".join(["timestamptz"] * 2 + ["integer[]"] * 9 + ["bigint[]"])
+    given = ", ".join(["'2026-01-01'", "'2027-01-01'"] + ["'{1}'"] * 10)
     async with pool.acquire() as connection:
         for name, value in PLANS.items():
             await connection.execute(f"set {name} = {value}")

@@ -18,6 +18,9 @@ from tests.stack.session import Stack
 FIRST_RELEASE = 3
 """Migrations of the version that kept every frame as it came."""
 
+WITHOUT_VERSIONS = 7
+"""Migrations up to blocks without a version."""
+
 
 @pytest.fixture(params=["timescale", "plain"])
 def url(request: pytest.FixtureRequest, stack: Stack) -> Iterator[str]:
@@ -45,6 +48,23 @@ async def test_frames_of_the_first_release_keep_their_cells(
         assert block.at.tolist() == [microseconds(at)]
         assert block.values.view("u8").tolist() == [[0x3FF8 << 48, ABSENT_BITS, STALE_BITS]]
         assert [row["value"] for row in await pool.fetch("select value from samples")] == [1.5]
+
+
+async def test_blocks_of_before_get_versions_of_their_own(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(database, "migrations", lambda: migrations()[:WITHOUT_VERSIONS])
+        await migrate(url)
+    connection = await asyncpg.connect(url)
+    for days in range(3):
+        start = instant(now_us()) - timedelta(days=days)
+        await connection.execute("select ensure_partition('blocks', $1)", start)
+        await connection.execute("insert into blocks values (1, $1, 1, '', '', '{}')", start)
+    await connection.close()
+    await migrate(url)
+    async with open_pool(url) as pool:
+        assert await pool.fetchval("select count(distinct version) from blocks") == 3
 
 
 OLD_LAYOUT = """
