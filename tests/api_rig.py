@@ -30,14 +30,19 @@ LOAD = (
 
 
 @asynccontextmanager
-async def serving(bus: Bus, url: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    address = f"127.0.0.1:{free_port()}"
+async def serving(
+    bus: Bus, url: str, port: int | None = None, *, until: str = "/-/ready", **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an api that serves. until: what it answers by then."""
+    address = f"127.0.0.1:{port or free_port()}"
     context = Context(bus)
     given = ApiSettings(database_url=SecretStr(url), listen=address, **settings)
     async with asyncio.TaskGroup() as group:
         service = group.create_task(serve(given, context))
-        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
-            await eventually(lambda: answers(client, "/-/healthy"))
+        async with httpx.AsyncClient(
+            base_url=f"http://{address}", timeout=30, trust_env=False
+        ) as client:
+            await eventually(lambda: answers(client, until))
             yield client
         context.stopping.set()
         await service

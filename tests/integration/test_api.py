@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from schemas.layouts import Series
-from schemas.topology import ALERTS, INTAKE, topology
+from schemas.topology import ALERTS, INTAKE
 from schemas.transitions import (
     TRANSITION_JSON,
     AlertState,
@@ -23,7 +23,6 @@ from schemas.transitions import (
     transition_id,
 )
 from services.bus import Bus, Message
-from services.bus_memory import memory_bus
 from services.clock import instant, now_us
 from services.database import open_pool
 from services.ingest.jobs import Progress
@@ -31,13 +30,6 @@ from services.ingest.sealing import seal
 from tests.api_rig import LOAD, MINUTE_US, START_US, answers, serving, store
 from tests.builders import bus_message, sample_message
 from tests.processes import eventually, free_port, vervet
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    async with memory_bus() as opened:
-        await opened.declare(topology(1))
-        yield opened
 
 
 @pytest.fixture
@@ -402,7 +394,7 @@ async def test_transitions_are_resumed_after_the_last_event(
 
 async def test_without_a_database_it_says_what_it_waits_for(bus: Bus) -> None:
     url = f"postgresql://u:secret@127.0.0.1:{free_port()}/d"
-    async with serving(bus, url) as client:
+    async with serving(bus, url, until="/-/healthy") as client:
         ready = await client.get("/-/ready")
         assert ready.status_code == 503
         assert "waiting for database: postgresql 127.0.0.1:" in ready.text

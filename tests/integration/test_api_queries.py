@@ -12,9 +12,7 @@ import pytest
 
 from engine.promql import Matrix, Query
 from engine.promql.limits import Limits
-from schemas.topology import topology
 from services.bus import Bus
-from services.bus_memory import memory_bus
 from services.database import open_pool
 from services.explanation import explained
 from tests.api_rig import LOAD, MINUTE_US, START_US, answers, serving, store
@@ -26,13 +24,6 @@ RANGE = {"start": str(START_S), "end": str(START_S + 600), "step": "60"}
 
 
 TWICE = {"match[]": ["node_load1", "node_cpu_seconds_total"]}
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    async with memory_bus() as opened:
-        await opened.declare(topology(1))
-        yield opened
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Ingest on a real database: what is stored, once; what is refused, alone."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -11,10 +10,9 @@ from engine.promql import Matcher, MatchOp
 from schemas.events import AgentStatus, encode_status
 from schemas.layouts import Series
 from schemas.samples import SAMPLES_MSGPACK
-from schemas.topology import DEAD_QUEUE, EVENTS, INTAKE, topology
+from schemas.topology import DEAD_QUEUE, EVENTS, INTAKE
 from schemas.values import ABSENT, ABSENT_BITS, STALE, bits
 from services.bus import Bus, Message
-from services.bus_memory import memory_bus
 from services.clock import instant, now_us
 from services.database import Pool, open_pool
 from services.ingest.batch import Layouts, Received, Window, receive
@@ -28,12 +26,10 @@ from tests.reading import read
 WINDOW = Window(timedelta(days=366), timedelta(days=1))
 
 
-@pytest.fixture(params=["timescale", "plain"])
-async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+@pytest.fixture
+def pool(pool_of_either: Pool) -> Pool:
     """Every test here runs on TimescaleDB and on plain PostgreSQL."""
-    name = "database_url" if request.param == "timescale" else "plain_database_url"
-    async with open_pool(request.getfixturevalue(name)) as opened:
-        yield opened
+    return pool_of_either
 
 
 def received(*messages: object) -> list[Received]:
@@ -127,13 +123,6 @@ async def test_workers_that_write_the_same_at_once_agree(pool: Pool) -> None:
     assert await pool.fetchval("select count(*) from layouts") == 5
     assert await pool.fetchval("select count(*) from series") == 10
     assert await pool.fetchval("select sum(messages) from agents") == 40
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    async with memory_bus() as opened:
-        await opened.declare(topology(1))
-        yield opened
 
 
 async def drain(bus: Bus, queue: str) -> None:

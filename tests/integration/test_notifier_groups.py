@@ -1,22 +1,15 @@
 """Groups, waits and repeats on a real database, by a clock that the test turns."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 
-from services.database import Pool, open_pool
+from services.database import Pool
 from tests.notifier_rig import DOCUMENT, DOWN, LOST, REFUSED, START, FakeChannel, Rig, transition
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -17,19 +17,13 @@ from schemas.transitions import TRANSITION_JSON, Transition, encode_transition
 from services.bus import Bus, Message, Unavailable
 from services.bus_memory import memory_bus
 from services.bus_rabbit import rabbit_bus
-from services.database import Pool, open_pool
+from services.database import Pool
 from services.notifier.service import serve
 from services.notifier.settings import NotifierSettings
 from services.notifier.store import Store
 from services.runtime import Context
 from tests.notifier_rig import Hook, hook, transition
 from tests.processes import eventually, vervet
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from schemas.topology import topology
 from services.bus import Bus
-from services.bus_memory import memory_bus
 from services.cli import main
-from services.database import Pool, migrate, open_pool
+from services.database import Pool, migrate
 from services.embedded import embedded_postgres
 from services.ingest.jobs import Job, Progress, State, next_job
 from tests.api_rig import serving
@@ -47,25 +45,16 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
     return Shell(capsys)
 
 
-@pytest.fixture(params=["timescale_database_url", "plain_database_url"])
-def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture
+def url(either_database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The database of all commands; every test here runs on TimescaleDB and plain PostgreSQL."""
-    found: str = request.getfixturevalue(request.param)
-    monkeypatch.setenv("VERVET_DATABASE_URL", found)
-    return found
+    monkeypatch.setenv("VERVET_DATABASE_URL", either_database_url)
+    return either_database_url
 
 
 @pytest.fixture
-async def pool(url: str) -> AsyncIterator[Pool]:
-    async with open_pool(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    async with memory_bus() as opened:
-        await opened.declare(topology(1))
-        yield opened
+def pool(url: str, pool_of_either: Pool) -> Pool:
+    return pool_of_either
 
 
 async def test_retention_shows_its_defaults(shell: Shell, url: str) -> None:

@@ -40,12 +40,10 @@ WINDOW = Window(timedelta(days=30), timedelta(days=1))
 EVERYTHING = [Matcher("__name__", MatchOp.REGEX, ".+")]
 
 
-@pytest.fixture(params=["timescale", "plain"])
-async def pool(request: pytest.FixtureRequest) -> AsyncIterator[Pool]:
+@pytest.fixture
+def pool(pool_of_either: Pool) -> Pool:
     """Every test that takes it runs on TimescaleDB and on plain PostgreSQL."""
-    name = "database_url" if request.param == "timescale" else "plain_database_url"
-    async with open_pool(request.getfixturevalue(name)) as opened:
-        yield opened
+    return pool_of_either
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a selector selected is remembered while nothing else is registered, and no longer."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -10,7 +9,7 @@ from engine.promql import parse
 from engine.promql.nodes import Selector
 from schemas.samples import SampleMessage
 from services.clock import now_us
-from services.database import Pool, open_pool
+from services.database import Pool
 from services.frames import Reader, Snapshot
 from services.ingest import registry
 from services.ingest.batch import Layouts, Received, Window, receive
@@ -21,12 +20,6 @@ HOUR_US = 3_600_000_000
 T0 = now_us() // HOUR_US * HOUR_US - 6 * HOUR_US
 WINDOW = Window(timedelta(days=30), timedelta(days=1))
 TEMPERATURE = parse("temperature").tree
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url) as opened:
-        yield opened
 
 
 def received(message: SampleMessage) -> Received:

@@ -18,15 +18,14 @@ from services.api.intake import LAYOUTS_AT_ONCE, Intake
 from services.api.placement import OPEN_WIDTH, Placement, Source
 from services.api.settings import ApiSettings
 from services.bus import Bus, Message, Unavailable
-from services.bus_memory import memory_bus
 from services.bus_rabbit import rabbit_bus
 from services.clock import now_us
 from services.database import Pool
 from services.frames import Reader
+from tests.api_rig import serving
 from tests.processes import eventually
 from tests.stack.broker import Broker
 from tests.stack.remote_write import HEADERS, Sample, compressed, write_request
-from tests.write_rig import api, storing
 
 START_MS = now_us() // 1_000_000 * 1000 - 600_000
 STALE = struct.unpack("<d", struct.pack("<Q", 0x7FF0_0000_0000_0002))[0]
@@ -47,26 +46,6 @@ def scrape(at_ms: int, count: int, **labels: str) -> list[Series]:
         ({"__name__": f"m_{n % 40}", **TARGET, "n": str(n), **labels}, [(n + at_ms / 7, at_ms)])
         for n in range(count)
     ]
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    """A bus whose samples are stored as they come, and evaluated by nobody."""
-    async with memory_bus() as opened:
-        await opened.declare(topology(0))
-        yield opened
-
-
-@pytest.fixture
-async def pool(bus: Bus, database_url: str) -> AsyncIterator[Pool]:
-    async with storing(bus, database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def client(bus: Bus, pool: Pool, database_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with api(bus, database_url) as opened:
-        yield opened
 
 
 async def post(client: httpx.AsyncClient, series: Sequence[Series], **headers: str) -> Any:
@@ -142,7 +121,7 @@ async def test_layouts_stay_few_wherever_requests_are_cut(
     order = random.Random(size)
     scrapes = [scrape(START_MS + 15_000 * n, 1500) for n in range(6)]
     for some in (scrapes[:3], scrapes[3:]):
-        async with api(bus, database_url) as client:  # restarted in between
+        async with serving(bus, database_url) as client:  # restarted in between
             of_shard = [
                 [series for one in some for series in one[shard::shards]] for shard in range(shards)
             ]
@@ -174,7 +153,7 @@ async def test_processes_that_learn_the_same_at_once_come_to_the_same_layouts(
 ) -> None:
     monkeypatch.setattr("services.api.intake.LOOK_AGAIN_S", 0.0)
     first, *later = [scrape(START_MS + 15_000 * n, 400) for n in range(4)]
-    async with api(bus, database_url) as left, api(bus, database_url) as right:
+    async with serving(bus, database_url) as left, serving(bus, database_url) as right:
         await asyncio.gather(sent(left, first[:250]), sent(right, first[250:]))
         await asyncio.gather(sent(left, first[250:]), sent(right, first[:250]))
         for request in later:
@@ -263,7 +242,7 @@ async def test_a_body_that_is_none_is_malformed(client: httpx.AsyncClient, pool:
 async def test_a_body_that_is_too_large_is_refused_at_once(
     bus: Bus, pool: Pool, database_url: str
 ) -> None:
-    async with api(bus, database_url, remote_write_max_bytes=100_000) as client:
+    async with serving(bus, database_url, remote_write_max_bytes=100_000) as client:
         bomb = compressed(bytes(100_001))
         answer = await client.post("/api/v1/write", content=bomb, headers=HEADERS)
         assert (answer.status_code, len(bomb) < 50_000) == (413, True)
@@ -279,7 +258,7 @@ async def test_a_body_that_is_too_large_is_refused_at_once(
 
 
 async def test_it_is_off_where_the_setting_says_so(bus: Bus, pool: Pool, database_url: str) -> None:
-    async with api(bus, database_url, remote_write=False) as client:
+    async with serving(bus, database_url, remote_write=False) as client:
         answer = await post(client, [one(1.0)])
         assert (answer.status_code, "VERVET_REMOTE_WRITE" in answer.text) == (404, True)
 
@@ -322,7 +301,7 @@ async def test_it_is_to_be_sent_again_while_the_broker_is_away(
     bus: Bus, pool: Pool, database_url: str
 ) -> None:
     flaky = Flaky(bus)
-    async with api(flaky, database_url) as client:  # type: ignore[arg-type]
+    async with serving(flaky, database_url) as client:  # type: ignore[arg-type]
         request = scrape(START_MS, 300)
         flaky.broken = True
         answer = await post(client, request)
@@ -340,7 +319,7 @@ async def test_a_broker_that_blocks_or_is_away_has_requests_sent_again(
     request = scrape(START_MS, 300)
     async with rabbit_bus(own_broker.url, name="api", publish_timeout_s=2.0) as bus:
         await bus.declare(topology(1))
-        async with api(bus, database_url) as client:
+        async with serving(bus, database_url) as client:
             await sent(client, request)
             own_broker.management("set_vm_memory_high_watermark", "0.000001")
             await eventually(lambda: refused(client, request))
@@ -365,7 +344,7 @@ async def taken(client: httpx.AsyncClient, request: Sequence[Series]) -> bool:
 async def test_more_requests_than_are_taken_at_once_are_to_be_sent_again(
     bus: Bus, pool: Pool, database_url: str
 ) -> None:
-    async with api(bus, database_url, remote_write_requests=2) as client:
+    async with serving(bus, database_url, remote_write_requests=2) as client:
         answers_ = await asyncio.gather(
             *(post(client, scrape(START_MS + n, 50)) for n in range(12))
         )
@@ -418,7 +397,7 @@ async def test_a_process_that_starts_goes_on_with_all_layouts_that_there_are(
 
     requests = [everything(START_MS + 15_000 * n) for n in range(2)]
     for request in requests:
-        async with api(bus, database_url) as client:
+        async with serving(bus, database_url) as client:
             await sent(client, request)
     assert await stored(pool) == expected(*requests)
     assert await layouts(pool) == 45 + 2 * LAYOUTS_AT_ONCE + 5
@@ -437,7 +416,7 @@ async def test_series_are_learned_again_when_too_many_are_known(
 async def test_the_database_is_only_needed_for_series_that_are_new(
     bus: Bus, pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with api(bus, database_url) as client:
+    async with serving(bus, database_url) as client:
         requests = [scrape(START_MS + 15_000 * n, 150) for n in range(2)]
         await sent(client, requests[0])
 
@@ -457,7 +436,7 @@ async def test_looking_for_layouts_of_others_is_put_off_while_the_database_is_aw
     bus: Bus, pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.api.intake.LOOK_AGAIN_S", 0.0)
-    async with api(bus, database_url) as client:
+    async with serving(bus, database_url) as client:
 
         async def away(_: Intake, __: Placement, sources: Sequence[Source]) -> None:
             if sources:

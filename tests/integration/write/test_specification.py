@@ -1,17 +1,12 @@
-"""What remote write 1.0 asks of a receiver, sentence by sentence, beyond what test_write.py holds.
+"""What remote write 1.0 asks of a receiver, sentence by sentence, beyond what test_write.py has.
 
 https://prometheus.io/docs/specs/prw/remote_write_spec/
 """
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
-from schemas.topology import topology
 from services.api.telling import REFUSED
-from services.bus import Bus
-from services.bus_memory import memory_bus
 from services.clock import now_us
 from tests.processes import eventually
 from tests.stack.remote_write import (
@@ -22,23 +17,9 @@ from tests.stack.remote_write import (
     time_series,
     varint,
 )
-from tests.write_rig import api, storing
 
 AT_MS = now_us() // 1_000_000 * 1000 - 60_000
 UP = {"__name__": "up", "instance": "a", "job": "node"}
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    async with memory_bus() as opened:
-        await opened.declare(topology(0))
-        yield opened
-
-
-@pytest.fixture
-async def client(bus: Bus, database_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with storing(bus, database_url), api(bus, database_url) as opened:
-        yield opened
 
 
 async def post(client: httpx.AsyncClient, *fields: bytes) -> httpx.Response:

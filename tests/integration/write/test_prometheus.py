@@ -15,14 +15,12 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 from prometheus_client import exposition as text
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from schemas.topology import topology
 from services.bus import Bus
-from services.bus_memory import memory_bus
 from services.database import Pool
+from tests.api_rig import serving
 from tests.processes import eventually, free_port
 from tests.stack.peer_servers import PeerServer, prometheus_server
 from tests.stack.session import Stack
-from tests.write_rig import api, storing
 
 WITHIN_S = 60.0
 
@@ -82,19 +80,6 @@ def targets() -> Iterator[list[str]]:
         ]
 
 
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    async with memory_bus() as opened:
-        await opened.declare(topology(0))
-        yield opened
-
-
-@pytest.fixture
-async def pool(bus: Bus, database_url: str) -> AsyncIterator[Pool]:
-    async with storing(bus, database_url) as opened:
-        yield opened
-
-
 @asynccontextmanager
 async def prometheus(stack: Stack, given: str, **options: Any) -> AsyncIterator[PeerServer]:
     """Started and stopped aside: when it stops, it still writes to what this loop serves."""
@@ -142,7 +127,7 @@ async def test_metadata_is_what_the_prometheus_that_wrote_it_says(
 ) -> None:
     port = free_port()
     own, given = f"http://127.0.0.1:{port}", configuration(targets, port)
-    async with api(bus, database_url, port), prometheus(stack, given) as theirs:
+    async with serving(bus, database_url, port), prometheus(stack, given) as theirs:
 
         async def same() -> bool:
             told = unordered(await asked(theirs.url, "metadata"))
@@ -167,7 +152,7 @@ async def test_a_targets_metadata_is_what_the_prometheus_that_wrote_it_says(
     """Of targets that differ, remote write does not tell which said what."""
     port, target = free_port(), targets[which]
     own, given = f"http://127.0.0.1:{port}", configuration([target], port)
-    async with api(bus, database_url, port), prometheus(stack, given) as theirs:
+    async with serving(bus, database_url, port), prometheus(stack, given) as theirs:
         for query in (
             {"match_target": f'{{instance="{target}"}}'},
             {"match_target": '{job=~"j.*"}', "metric": "wait_seconds"},
@@ -203,7 +188,7 @@ async def test_a_prometheus_that_federates_gets_equal_values_and_the_types(
     port = free_port()
     own = f"http://127.0.0.1:{port}"
     wanted = '{job=~"job-.*", __name__!~"scrape_.*|.*_created"}'
-    async with api(bus, database_url, port):
+    async with serving(bus, database_url, port):
         async with (
             prometheus(stack, configuration(targets[:2], port)) as theirs,
             prometheus(stack, federating(port), out_of_order="1h") as central,
@@ -256,14 +241,14 @@ async def test_samples_are_those_of_the_prometheus_whoever_restarts(
         found = await samples(theirs.url)
         return len(found) > 50 and max(map(len, found.values())) >= least
 
-    async with api(bus, database_url, right), prometheus(stack, given) as theirs:
-        async with api(bus, database_url, left):
+    async with serving(bus, database_url, right), prometheus(stack, given) as theirs:
+        async with serving(bus, database_url, left):
             await eventually(lambda: scraped(3), within_s=WITHIN_S)
             await asyncio.to_thread(theirs.stop)
             await asyncio.to_thread(theirs.start)
             await eventually(lambda: scraped(6), within_s=WITHIN_S)
         await eventually(lambda: scraped(9), within_s=WITHIN_S)
-        async with api(bus, database_url, left):
+        async with serving(bus, database_url, left):
             newest_s = max(rows[-1][0] for rows in (await samples(theirs.url)).values())
 
             async def all_there() -> bool:
