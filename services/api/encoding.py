@@ -50,7 +50,7 @@ LEAST_DECIMAL, FIRST_NOT_DECIMAL = 1e-6, 1e21
 """Between these Prometheus writes numbers without an exponent, as Go's JSON does."""
 
 
-LEAST_PLAIN, FIRST_UNPLAIN = 1e-4, 1e15
+LEAST_PLAIN, FIRST_UNPLAIN = 1e-5, 1e16
 """Between these the JSON library writes numbers without an exponent."""
 
 
