@@ -24,7 +24,7 @@ from services.frame_pieces import (
 from services.recent import Recent
 from services.series_lookup import Selected
 
-MAX_KNOWN_CELLS = 1_000_000
+MAX_KNOWN_CELLS = 2_000_000
 """Instants and values that a process remembers, twice over: 8 bytes each."""
 
 MAX_KNOWN_AT_ONCE = 50_000
