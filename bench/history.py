@@ -41,6 +41,8 @@ from tests.stack.session import Stack
 
 ALL_JOBS_DONE = "select count(succeeded_at) = $1 from jobs"
 
+RECEIVED = "select coalesce(sum(messages + duplicates), 0)::bigint from agents"
+
 TICKS_A_MESSAGE = 120
 """Half a megabyte; the most that a message may have is one."""
 
@@ -130,6 +132,7 @@ class Ours:
         """Store the history in the head; nothing is sealed meanwhile. Raises Failed."""
         shown = Progress(say, "filling vervet")
         async with self._without_jobs(), self.ingesting() as worker:
+            before = await self.connection.fetchval(RECEIVED)
             sent = 0
             for first, count in history.rounds():
                 messages = [
@@ -142,9 +145,7 @@ class Ours:
                             sent += 1
                             group.create_task(self._publish(source, pieces, sent))
                 shown(first / history.ticks)
-            await self._await(
-                "select coalesce(sum(messages + duplicates), 0) >= $1 from agents", sent, worker
-            )
+            await self._await(f"select ({RECEIVED}) >= $1", before + sent, worker)
 
     async def seal(self, history: History) -> float:
         """Have the product's own jobs do all they have to. Raises Failed if the head keeps any.
