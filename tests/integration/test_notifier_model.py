@@ -82,10 +82,9 @@ class World:
         self.time = max(self.time, await rig.next_due() or self.time)
         await rig.flush()
         for claimed in await rig.claim():
-            if after_send:
-                if self.receiver.answer is None:
-                    self.receiver.taken.append(claimed.notification)
-            else:
+            if after_send and self.receiver.answer is None:
+                self.receiver.taken.append(claimed.notification)
+            else:  # it was not heard, and nobody who goes on knows
                 alerts = claimed.notification.alerts
                 self.excused |= {alert.labels["instance"] for alert in alerts}
 
@@ -124,6 +123,15 @@ class World:
         ("answer", "down"),
         ("resolve", "a"),
         ("pass", "1000"),
+    ]
+)
+@example(
+    [
+        ("fire", "a"),
+        ("answer", "down"),
+        ("crash", "after the send"),
+        ("resolve", "a"),
+        ("pass", "290"),
     ]
 )
 @example([("fire", "a"), ("answer", "lost"), ("pass", "31"), ("resolve", "a"), ("pass", "310")])

@@ -301,7 +301,8 @@ async def test_connections_that_are_cut_lose_and_double_nothing(
 ) -> None:
     names = [f"host-{n}" for n in range(50)]
     cut = """select pg_terminate_backend(pid) from pg_stat_activity
-             where datname = current_database() and pid <> pg_backend_pid()"""
+             where datname = current_database() and pid <> pg_backend_pid()
+               and backend_type = 'client backend'"""
     async with hook() as receiver:
         file = routing_file(tmp_path, {"ops": receiver})
         async with notifier(bus, database_url, file), asyncio.TaskGroup() as tasks:
